@@ -1,0 +1,31 @@
+"""What is to be computed: everything about one layer's time loop that a config may depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["ieee", "tf32"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The time loop of one layer.
+
+    cell:        name in `cell_spec.CELLS`: "rnn_tanh", "rnn_relu", "gru", "lstm".
+    dtype:       dtype of x, h and the weights on the kernel's side (after autocast).
+    precision:   what a float32 product may be rounded to; "ieee" for the 16-bit dtypes.
+    directions:  1, or 2 for both directions of a bidirectional layer in one launch.
+
+    The sequence length is left out on purpose: no choice depends on it, so a new T never
+    recompiles or retunes anything.
+    """
+
+    cell: str
+    dtype: torch.dtype
+    hidden_size: int
+    batch_size: int
+    directions: int = 1
+    precision: Precision = "ieee"
