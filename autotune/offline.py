@@ -1,0 +1,117 @@
+"""Compile a kernel for a GPU that is not there, and read what it costs from the machine code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import triton
+from triton import knobs
+from triton.compiler import ASTSource
+
+from .targets import gpu_target
+from .ttgir import weight_loads_in_loop
+
+__all__ = ["CompiledReport", "compile_offline", "weight_loads_in_loop"]
+
+
+@dataclass(frozen=True)
+class CompiledReport:
+    """What one compiled kernel needs, per thread or per program, as its compiler and disassembler say.
+
+    target:               architecture name, e.g. "sm_90".
+    registers:            32-bit registers per thread (AMD: vector registers per lane, accumulation registers included).
+    spill_bytes:          local memory per thread in bytes: the stack (CUDA) or scratch (AMD). 0 means nothing spills.
+    shared_bytes:         shared memory (AMD: LDS) of one program, in bytes.
+    matrix_instructions:  matrix-unit instructions in the code, counted where they stand, not as often as they run.
+    matrix_family:        their names: "HMMA" (Ampere), "HGMMA" (Hopper's wgmma), "UTCHMMA" (tcgen05), "MFMA" (AMD).
+    barriers:             block-wide barriers in the code (BAR.SYNC, BAR.RED, s_barrier).
+    seconds:              wall time of the compilation; near 0 where Triton's disk cache had it.
+    ttgir:                the kernel in Triton's GPU dialect.
+    """
+
+    target: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    matrix_instructions: int
+    matrix_family: str
+    barriers: int
+    seconds: float
+    ttgir: str = field(repr=False)
+
+
+def compile_offline(
+    fn: triton.JITFunction,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, object],
+    attrs: Mapping[tuple[int, ...], list[list[object]]] | None,
+    target: str,
+    *,
+    num_warps: int,
+    num_stages: int,
+) -> CompiledReport:
+    """Compile `fn` for `target` on any machine.
+
+    signature:   parameter -> Triton type ("*bf16", "i32", "fp32"); constexpr parameters may be left out.
+    constexprs:  parameter -> value; a value may be a JITFunction.
+    attrs:       {(parameter index,): attributes}, e.g. {(0,): [["tt.divisibility", 16]]}; constexprs count too.
+    target:      "sm_80", "sm_90", "sm_100", "gfx942", or another name of that form.
+
+    Raises what Triton raises where the kernel does not compile.
+    """
+    types = {name: "constexpr" if name in constexprs else signature[name] for name in fn.arg_names}
+    source = ASTSource(fn=fn, signature=types, constexprs=dict(constexprs), attrs=dict(attrs or {}))
+    start = time.perf_counter()
+    compiled = triton.compile(
+        source, target=gpu_target(target), options={"num_warps": num_warps, "num_stages": num_stages}
+    )
+    seconds = time.perf_counter() - start
+    if "cubin" in compiled.asm:
+        registers, spill, families, barriers = _read_cubin(compiled.asm["cubin"])
+    else:
+        registers, spill, families, barriers = _read_amdgcn(compiled.asm["amdgcn"])
+    return CompiledReport(
+        target=target,
+        registers=registers,
+        spill_bytes=spill,
+        shared_bytes=compiled.metadata.shared,
+        matrix_instructions=families.total(),
+        matrix_family="+".join(sorted(families)),
+        barriers=barriers,
+        seconds=seconds,
+        ttgir=compiled.asm["ttgir"],
+    )
+
+
+def _read_cubin(cubin: bytes) -> tuple[int, int, Counter[str], int]:
+    """(registers, stack bytes, matrix instructions by family, barriers) by the disassemblers in Triton's wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", path)
+        code = _tool(knobs.nvidia.nvdisasm.path, "-c", path)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    families = Counter(re.findall(r"\b(\w*MMA)[.\s]", code))
+    return registers, stack, families, len(re.findall(r"\bBAR\.(?:SYNC|RED)\b", code))
+
+
+def _tool(path: str, flag: str, file: Path) -> str:
+    return subprocess.run([path, flag, str(file)], check=True, capture_output=True, text=True).stdout
+
+
+def _read_amdgcn(code: str) -> tuple[int, int, Counter[str], int]:
+    """As `_read_cubin`, from the assembly's own metadata. A scalar register spills into vector lanes, not to memory."""
+
+    def metadata(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", code).group(1))  # type: ignore[union-attr]
+
+    spill = max(metadata("private_segment_fixed_size"), 4 * metadata("vgpr_spill_count"))
+    families = Counter("MFMA" for _ in re.finditer(r"\bv_s?mfmac?_", code))
+    return metadata("vgpr_count"), spill, families, len(re.findall(r"\bs_barrier\b", code))
