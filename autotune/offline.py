@@ -16,9 +16,7 @@ from triton import knobs
 from triton.compiler import ASTSource
 
 from .targets import gpu_target
-from .ttgir import weight_loads_in_loop
-
-__all__ = ["CompiledReport", "compile_offline", "weight_loads_in_loop"]
+from .ttgir import loads_in_loop
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class CompiledReport:
     barriers:             block-wide barriers in the code (BAR.SYNC, BAR.RED, s_barrier).
     seconds:              wall time of the compilation; near 0 where Triton's disk cache had it.
     ttgir:                the kernel in Triton's GPU dialect.
+    arguments:            names of the kernel's run-time arguments, in order.
     """
 
     target: str
@@ -45,6 +44,7 @@ class CompiledReport:
     barriers: int
     seconds: float
     ttgir: str = field(repr=False)
+    arguments: tuple[str, ...] = field(repr=False)
 
 
 def compile_offline(
@@ -87,7 +87,19 @@ def compile_offline(
         barriers=barriers,
         seconds=seconds,
         ttgir=compiled.asm["ttgir"],
+        arguments=tuple(name for name, kind in types.items() if kind != "constexpr"),
     )
+
+
+def weight_loads_in_loop(report: CompiledReport, argument: str) -> int:
+    """Number of loads in the kernel's loops whose address derives from the argument of this name, e.g. "w_hh".
+
+    0 proves that the weights are resident: see `ttgir.loads_in_loop` for what counts. Raises ValueError where the
+    kernel has no such argument at run time, or never loads through it.
+    """
+    if argument not in report.arguments:
+        raise ValueError(f"the kernel has no argument {argument!r}; it has {', '.join(report.arguments)}")
+    return loads_in_loop(report.ttgir, report.arguments.index(argument))
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int, Counter[str], int]:

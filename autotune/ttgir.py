@@ -13,12 +13,17 @@ from triton.compiler.compiler import make_backend
 
 from .targets import gpu_target
 
-# Ops that only compute or forward an address. Anything else that takes one is counted as a load of it, so an
-# op that a later Triton invents makes the check stricter, never blind.
+# Ops that compute or forward an address, and ops that read through one. An op in neither list that takes an address
+# counts as both, so an op that a later Triton invents makes the check stricter, never blind.
 _FORWARDING = re.compile(
-    r"arith\.|ub\.|scf\.|cf\.|gpu\.barrier|tt\.(addptr|splat|unsplat|broadcast|expand_dims|reshape|trans|bitcast|ptr_to_int"
-    r"|int_to_ptr|join|split|cat|make_tensor_descriptor|make_tensor_ptr|advance|return|assert|print)$"
+    r"arith\.|ub\.|scf\.|cf\.|tt\.(addptr|splat|unsplat|broadcast|expand_dims|reshape|trans|bitcast|ptr_to_int|int_to_ptr"
+    r"|join|split|cat|make_tensor_descriptor|make_tensor_ptr|advance|return|assert|print)$"
     r"|ttg\.(convert_layout|mask|warp_yield|warp_return)$"
+    r"|ttng\.(tensormap_create|tensormap_fenceproxy_acquire|reinterpret_tensor_descriptor)$"
+)
+_LOADING = re.compile(
+    r"tt\.(load|descriptor_load|descriptor_gather|atomic_rmw|atomic_cas|elementwise_inline_asm|call)$"
+    r"|ttg\.async_copy_global_to_local$|ttng\.async_tma_(copy_global_to_local|gather)$|amdg(pu)?\.buffer_load(_to_local)?$"
 )
 _STORING = {"tt.store", "amdgpu.buffer_store", "amdg.buffer_store"}
 _LOOPS = {"scf.for", "scf.while"}
@@ -40,30 +45,33 @@ class _Op:
 @dataclass(frozen=True)
 class _Module:
     ops: list[_Op]
+    kernel: int
+    """The region that is the kernel's body."""
     arguments: dict[int, tuple[int, ...]]
     """Region -> its entry block's arguments."""
     all_arguments: dict[int, set[int]]
     """Region -> the arguments of all its blocks."""
 
 
-def weight_loads_in_loop(ttgir: str, argument: str) -> int:
-    """Number of loads inside any loop whose address derives from the kernel's argument of this name.
+def loads_in_loop(ttgir: str, position: int) -> int:
+    """Number of loads inside any loop whose address derives from one of the kernel's arguments.
 
     ttgir:     `asm["ttgir"]` of a kernel, from the same Triton that reads it here.
-    argument:  parameter name in the kernel's source, e.g. "w_hh".
+    position:  of the argument among the kernel's run-time arguments. (Its printed name is no guide: Triton renames
+               an argument after a variable that it is assigned to.)
 
     Follows the argument from definition to use through address arithmetic, branches and loop-carried values. Reads
-    from shared memory are not loads of the argument. Code outside MLIR's sight (a `noinline` call, inline
-    assembly) counts as one load where it takes such an address.
+    from shared memory are not loads of the argument. Code outside MLIR's sight counts as one load where it takes such
+    an address: inline assembly if it stands in a loop, a `noinline` call anywhere.
 
-    Raises ValueError where the kernel has no such argument, or never loads through it: the answer 0 would mean nothing.
+    Raises ValueError where the kernel never loads through the argument: the answer 0 would mean nothing.
     """
     module = _read(ttgir)
-    reached = _reached_from(_argument(module, ttgir, argument), module)
+    reached = _reached_from(module.arguments[module.kernel][position], module)
     owner = {region: op for op in module.ops for region in op.regions}
     loads = [op for op in module.ops if reached.intersection(op.operands) and _reads_memory(op)]
     if not loads:
-        raise ValueError(f"no load derives from argument {argument!r}: nothing to check")
+        raise ValueError(f"the kernel never loads through argument {position}: nothing to check")
     return sum(_in_loop(op, owner) or op.name == "tt.call" for op in loads)
 
 
@@ -81,6 +89,7 @@ def _read(ttgir: str) -> _Module:
         module = ir.parse_mlir_module(str(path), context)
 
     ops: list[_Op] = []
+    kernels: list[int] = []
     entry: dict[int, tuple[int, ...]] = {}
     every: dict[int, set[int]] = defaultdict(set)
 
@@ -101,23 +110,12 @@ def _read(ttgir: str) -> _Module:
                 region,
             )
         )
+        if op.get_name() == "tt.func" and op.get_str_attr("sym_visibility") == "public":
+            kernels.append(op.get_region(0).id())
 
     module.walk(visit)
-    return _Module(ops, entry, every)
-
-
-def _argument(module: _Module, ttgir: str, name: str) -> int:
-    """The SSA value of a kernel argument; its position comes from the text, as the bindings carry no names."""
-    header = re.search(r"tt\.func public @\w+\((.*)$", ttgir, re.MULTILINE)
-    names = re.findall(r"%(\w+): ", header.group(1)) if header else []
-    if name not in names:
-        raise ValueError(f"the kernel has no argument {name!r}; it has {', '.join(names)}")
-    body = next(
-        op.regions[0]
-        for op in module.ops
-        if op.name == "tt.func" and len(module.arguments.get(op.regions[0], ())) == len(names)
-    )
-    return module.arguments[body][names.index(name)]
+    (kernel,) = kernels
+    return _Module(ops, kernel, entry, every)
 
 
 def _reached_from(value: int, module: _Module) -> set[int]:
@@ -165,7 +163,9 @@ def _flows(module: _Module) -> list[tuple[int, int]]:
                     all_to_all(yields[region].operands, op.results)
         elif op.name in ("cf.br", "cf.cond_br"):  # from an early `return`; Triton writes no loop this way
             all_to_all(op.operands, module.all_arguments[op.region])
-        elif _FORWARDING.match(op.name):
+        elif op.name == "ttng.tensormap_create":  # writes the address into the memory of its first operand
+            all_to_all(op.operands[1:], op.operands[:1])
+        elif not _LOADING.match(op.name):
             all_to_all(op.operands, op.results)
     return flows
 
