@@ -1,0 +1,103 @@
+"""How the programs of a team hand h_t to each other through global memory.
+
+y is the channel in both protocols: h_t is written once, to the place where the caller wants it,
+and every step has memory of its own, so there is no reuse hazard.
+
+"dataflow"  y is filled with SENTINEL words before the launch. A reader re-reads its tile, past the
+            L1, until no element is the sentinel. Every element is its own flag: no barrier, no
+            fence, one L2 round trip a step.
+"barrier"   a counter per team, zero at launch and only ever increased. A writer adds one, with
+            release, after its store; a reader waits, with acquire, for all members of the step.
+
+The sentinel is all ones, a NaN that no arithmetic produces; `publish` rewrites it should a user's
+own NaN payload survive to that point, so a NaN in h never looks like "not yet written".
+
+Every wait is bounded by a budget of polls. A program whose wait runs out writes to the status word
+and goes on with a budget of zero: it waits no more, its results are NaN, and it ends.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SENTINEL = -1  # every bit set, in any integer width
+CANONICAL_NAN_32 = tl.constexpr(0x7FC00000)
+
+
+@triton.jit
+def _bits(tile):
+    """A float tile as signed integers of the same width."""
+    if tile.dtype.primitive_bitwidth == 16:
+        return tile.to(tl.int16, bitcast=True)
+    else:
+        return tile.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _read(base, row_offsets, row_ok, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr):
+    """h as a tuple of tiles [BLOCK_B, BLOCK_K], straight from L2; all loads are issued before any is used."""
+    tiles = ()
+    for chunk in tl.static_range((HIDDEN + BLOCK_K - 1) // BLOCK_K):
+        k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
+        mask = row_ok[:, None] & (k < HIDDEN)[None, :]
+        tiles = tiles + (tl.load(base + row_offsets[:, None] + k[None, :], mask=mask, other=0.0, volatile=True),)
+    return tiles
+
+
+@triton.jit
+def _unwritten(tiles, CHUNKS: tl.constexpr):
+    """1 if any element is still the sentinel: one reduction over all chunks."""
+    found = _bits(tiles[0]) == -1
+    for chunk in tl.static_range(1, CHUNKS):
+        found = found | (_bits(tiles[chunk]) == -1)
+    return tl.max(tl.max(found.to(tl.int32), axis=1), axis=0)
+
+
+@triton.jit
+def gather(
+    base,  # h of the previous step, row 0 of this batch tile
+    row_offsets,  # [BLOCK_B]
+    row_ok,  # [BLOCK_B]
+    must_wait,  # False at the first step: h_0 is the caller's and may hold any bit pattern
+    arrivals_ptr,  # this team's counter ("barrier")
+    expected,  # arrivals to wait for ("barrier")
+    budget,  # polls left
+    status_ptr,
+    EXCHANGE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """h of the previous step as a tuple of tiles [BLOCK_B, BLOCK_K], and the budget: 0 if the wait ran out."""
+    CHUNKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
+    polls = 0
+    if EXCHANGE == "barrier":
+        missing = must_wait & (tl.atomic_add(arrivals_ptr, 0, sem="acquire") < expected)
+        while missing & (polls < budget):
+            missing = tl.atomic_add(arrivals_ptr, 0, sem="acquire") < expected
+            polls += 1
+        tiles = _read(base, row_offsets, row_ok, HIDDEN, BLOCK_K)
+    else:
+        tiles = _read(base, row_offsets, row_ok, HIDDEN, BLOCK_K)
+        missing = must_wait & (_unwritten(tiles, CHUNKS) != 0)
+        while missing & (polls < budget):
+            tiles = _read(base, row_offsets, row_ok, HIDDEN, BLOCK_K)
+            missing = _unwritten(tiles, CHUNKS) != 0
+            polls += 1
+    if missing:
+        budget = 0
+        tl.store(status_ptr, 1)
+    return tiles, budget
+
+
+@triton.jit
+def publish(ptrs, h, mask, arrivals_ptr, EXCHANGE: tl.constexpr):
+    """Store h (float32) in y's dtype, so that the team can read it at the next step."""
+    value = h.to(ptrs.dtype.element_ty)
+    if EXCHANGE == "dataflow":
+        value = tl.where(_bits(value) == -1, float("nan"), value)
+    tl.store(ptrs, value, mask=mask)
+    if EXCHANGE == "barrier":
+        # Every thread's store before the one thread's release.
+        tl.debug_barrier()
+        tl.atomic_add(arrivals_ptr, 1, sem="release")
