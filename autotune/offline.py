@@ -7,9 +7,10 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import triton
 from triton import knobs
@@ -17,6 +18,9 @@ from triton.compiler import ASTSource
 
 from .targets import gpu_target
 from .ttgir import loads_in_loop
+
+ArgumentType: TypeAlias = "str | tuple[ArgumentType, ...]"
+"""A Triton type, "*bf16", "i32", "fp32", or a tuple of them for a tuple argument."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class CompiledReport:
     barriers:             block-wide barriers in the code (BAR.SYNC, BAR.RED, s_barrier).
     seconds:              wall time of the compilation; near 0 where Triton's disk cache had it.
     ttgir:                the kernel in Triton's GPU dialect.
-    arguments:            names of the kernel's run-time arguments, in order.
+    arguments:            names of the kernel's run-time arguments, in order; a tuple's once for each element.
     """
 
     target: str
@@ -49,7 +53,7 @@ class CompiledReport:
 
 def compile_offline(
     fn: triton.JITFunction,
-    signature: Mapping[str, str],
+    signature: Mapping[str, ArgumentType],
     constexprs: Mapping[str, object],
     attrs: Mapping[tuple[int, ...], list[list[object]]] | None,
     target: str,
@@ -59,9 +63,10 @@ def compile_offline(
 ) -> CompiledReport:
     """Compile `fn` for `target` on any machine.
 
-    signature:   parameter -> Triton type ("*bf16", "i32", "fp32"); constexpr parameters may be left out.
+    signature:   parameter -> type; constexpr parameters may be left out.
     constexprs:  parameter -> value; a value may be a JITFunction.
-    attrs:       {(parameter index,): attributes}, e.g. {(0,): [["tt.divisibility", 16]]}; constexprs count too.
+    attrs:       {(parameter index,): attributes}, e.g. {(0,): [["tt.divisibility", 16]]}; constexprs count too, and
+                 an element of a tuple argument is (parameter index, element index).
     target:      "sm_80", "sm_90", "sm_100", "gfx942", or another name of that form.
 
     Raises what Triton raises where the kernel does not compile.
@@ -87,7 +92,7 @@ def compile_offline(
         barriers=barriers,
         seconds=seconds,
         ttgir=compiled.asm["ttgir"],
-        arguments=tuple(name for name, kind in types.items() if kind != "constexpr"),
+        arguments=tuple(name for name, kind in types.items() for leaf in _leaves(kind) if leaf != "constexpr"),
     )
 
 
@@ -97,9 +102,18 @@ def weight_loads_in_loop(report: CompiledReport, argument: str) -> int:
     0 proves that the weights are resident: see `ttgir.loads_in_loop` for what counts. Raises ValueError where the
     kernel has no such argument at run time, or never loads through it.
     """
-    if argument not in report.arguments:
+    positions = [position for position, name in enumerate(report.arguments) if name == argument]
+    if not positions:
         raise ValueError(f"the kernel has no argument {argument!r}; it has {', '.join(report.arguments)}")
-    return loads_in_loop(report.ttgir, report.arguments.index(argument))
+    return loads_in_loop(report.ttgir, positions)
+
+
+def _leaves(kind: ArgumentType) -> Iterator[str]:
+    if isinstance(kind, str):
+        yield kind
+    else:
+        for element in kind:
+            yield from _leaves(element)
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int, Counter[str], int]:

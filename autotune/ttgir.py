@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,25 +54,25 @@ class _Module:
     """Region -> the arguments of all its blocks."""
 
 
-def loads_in_loop(ttgir: str, position: int) -> int:
-    """Number of loads inside any loop whose address derives from one of the kernel's arguments.
+def loads_in_loop(ttgir: str, positions: Collection[int]) -> int:
+    """Number of loads inside any loop whose address derives from certain arguments of the kernel.
 
-    ttgir:     `asm["ttgir"]` of a kernel, from the same Triton that reads it here.
-    position:  of the argument among the kernel's run-time arguments. (Its printed name is no guide: Triton renames
-               an argument after a variable that it is assigned to.)
+    ttgir:      `asm["ttgir"]` of a kernel, from the same Triton that reads it here.
+    positions:  of the arguments among the kernel's run-time arguments, the elements of a tuple counting one by one.
+                (The printed name is no guide: Triton renames an argument after a variable that it is assigned to.)
 
-    Follows the argument from definition to use through address arithmetic, branches and loop-carried values. Reads
-    from shared memory are not loads of the argument. Code outside MLIR's sight counts as one load where it takes such
+    Follows the arguments from definition to use through address arithmetic, branches and loop-carried values. Reads
+    from shared memory are not loads of an argument. Code outside MLIR's sight counts as one load where it takes such
     an address: inline assembly if it stands in a loop, a `noinline` call anywhere.
 
-    Raises ValueError where the kernel never loads through the argument: the answer 0 would mean nothing.
+    Raises ValueError where the kernel never loads through these arguments: the answer 0 would mean nothing.
     """
     module = _read(ttgir)
-    reached = _reached_from(module.arguments[module.kernel][position], module)
+    reached = _reached_from({module.arguments[module.kernel][position] for position in positions}, module)
     owner = {region: op for op in module.ops for region in op.regions}
     loads = [op for op in module.ops if reached.intersection(op.operands) and _reads_memory(op)]
     if not loads:
-        raise ValueError(f"the kernel never loads through argument {position}: nothing to check")
+        raise ValueError(f"the kernel never loads through argument {sorted(positions)}: nothing to check")
     return sum(_in_loop(op, owner) or op.name == "tt.call" for op in loads)
 
 
@@ -118,11 +119,11 @@ def _read(ttgir: str) -> _Module:
     return _Module(ops, kernel, entry, every)
 
 
-def _reached_from(value: int, module: _Module) -> set[int]:
+def _reached_from(values: set[int], module: _Module) -> set[int]:
     flows: dict[int, set[int]] = defaultdict(set)
     for source, sink in _flows(module):
         flows[source].add(sink)
-    reached, frontier = {value}, [value]
+    reached, frontier = set(values), list(values)
     while frontier:
         new = flows[frontier.pop()] - reached
         reached |= new

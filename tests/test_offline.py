@@ -110,6 +110,24 @@ def loaded_through_a_descriptor(w_hh, h0, y, T, H: tl.constexpr, B: tl.constexpr
         tl.store(tile(y + t * H * B, H, B), h)
 
 
+@triton.jit
+def one_of_a_tuple(w_hh, h0, y, T, direction, H: tl.constexpr, B: tl.constexpr):
+    w = tl.load(tile(tl.where(direction == 0, w_hh[0], w_hh[1]), H, H))
+    h = tl.load(tile(h0, H, B))
+    for t in range(T):
+        h = tl.dot(w, h).to(h.dtype)
+        tl.store(tile(y + t * H * B, H, B), h)
+
+
+@triton.jit
+def one_of_a_tuple_every_step(w_hh, h0, y, T, direction, H: tl.constexpr, B: tl.constexpr):
+    h = tl.load(tile(h0, H, B))
+    for t in range(T):
+        w = tl.load(tile(tl.where(t == direction, w_hh[0], w_hh[1]), H, H))
+        h = tl.dot(w, h).to(h.dtype)
+        tl.store(tile(y + t * H * B, H, B), h)
+
+
 @triton.jit(noinline=True)
 def out_of_line(w_hh, H: tl.constexpr):
     return tl.sum(tl.load(w_hh + tl.arange(0, H)))
@@ -176,12 +194,21 @@ def test_pipelined_copies_in_the_loop_are_found():
 
 def test_an_empty_answer_is_refused():
     report = compiled(never_loads_weights, "sm_90")
-    with pytest.raises(ValueError, match="never loads through argument 0"):
+    with pytest.raises(ValueError, match="never loads through argument"):
         weight_loads_in_loop(report, "w_hh")
     with pytest.raises(ValueError, match="no argument 'w_ih'; it has w_hh, h0, y, T"):
         weight_loads_in_loop(report, "w_ih")
     with pytest.raises(ValueError, match="not a TTGIR module"):
-        loads_in_loop("tt.func", 0)
+        loads_in_loop("tt.func", [0])
+
+
+@pytest.mark.parametrize(("fn", "loads"), [(one_of_a_tuple, 0), (one_of_a_tuple_every_step, 1)])
+def test_a_tuple_argument_is_followed_by_its_elements(fn, loads):
+    signature = {"w_hh": ("*bf16", "*bf16"), "h0": "*bf16", "y": "*bf16", "T": "i32", "direction": "i32"}
+    report = compile_offline(fn, signature, {"H": H, "B": B}, None, "sm_90", num_warps=4, num_stages=1)
+    assert report.arguments == ("w_hh", "w_hh", "h0", "y", "T", "direction")
+    assert weight_loads_in_loop(report, "w_hh") == loads
+    assert weight_loads_in_loop(report, "h0") == 0
 
 
 @pytest.mark.parametrize(
