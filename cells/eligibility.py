@@ -1,0 +1,186 @@
+"""Why a call cannot run on the kernels: small named predicates, each returning a Reason or None.
+
+They look at the call alone; whether the problem fits this device is `autotune.select`'s to say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from ..kernels.plan import Reason
+from .backend import current_backend
+from .call import Call
+
+if TYPE_CHECKING:
+    from .base import RecurrentBase
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def autocast_dtype(call: Call) -> torch.dtype | None:
+    """What autocast turns x into, None where it is off or leaves x alone (float64, as torch's own RNNs)."""
+    device_type = call.x.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    if not call.x.is_floating_point() or call.x.dtype is torch.float64:
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def kernel_dtype(call: Call) -> torch.dtype:
+    """The dtype that a kernel computes in."""
+    return autocast_dtype(call) or call.x.dtype
+
+
+def _tensors(module: RecurrentBase, call: Call) -> tuple[Tensor, ...]:
+    return (call.x, *call.states, *module.flat_weights())
+
+
+def interpreting() -> bool:
+    """Whether CPU tensors run through the kernels in the concurrent interpreter.
+
+    Only a program that has imported the executor can have switched it on, so asking imports nothing: on a CPU the
+    modules never load Triton.
+    """
+    executor = sys.modules.get("holdfast.kernels.executor")
+    return executor is not None and executor.interpreting()
+
+
+@cache
+def triton_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def backend_eager(module: RecurrentBase, call: Call) -> Reason | None:
+    if current_backend() != "eager":
+        return None
+    return Reason("backend_eager", 'holdfast.backend is "eager"; choose "auto" to allow kernels')
+
+
+def tracing(module: RecurrentBase, call: Call) -> Reason | None:
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        return None
+    return Reason(
+        "tracing", "torch.compile, export and jit.trace see torch's own op: the kernels are not custom ops yet"
+    )
+
+
+def no_triton(module: RecurrentBase, call: Call) -> Reason | None:
+    if triton_installed():
+        return None
+    return Reason("no_triton", "Triton is not installed")
+
+
+def no_gpu(module: RecurrentBase, call: Call) -> Reason | None:
+    if call.x.is_cuda or (call.x.device.type == "cpu" and interpreting()):
+        return None
+    return Reason("no_gpu", f"x is on {call.x.device}; kernels run on a GPU, or on a CPU inside the interpreter")
+
+
+def needs_grad(module: RecurrentBase, call: Call) -> Reason | None:
+    if not torch.is_grad_enabled():
+        return None
+    if not any(t.requires_grad for t in _tensors(module, call)):
+        return None
+    return Reason(
+        "needs_grad",
+        "training runs eager: the kernels' backward is not built yet; for inference call under torch.no_grad()",
+    )
+
+
+def transform(module: RecurrentBase, call: Call) -> Reason | None:
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return None
+    return Reason("transform", "a torch.func transform (vmap, grad, jvp, ...) is active and cannot see into a kernel")
+
+
+def forward_ad_dual(module: RecurrentBase, call: Call) -> Reason | None:
+    if forward_ad._current_level < 0:
+        return None
+    if all(forward_ad.unpack_dual(t).tangent is None for t in _tensors(module, call)):
+        return None
+    return Reason("forward_ad", "a forward-mode derivative is asked for, which the kernels do not have")
+
+
+def packed_sequence(module: RecurrentBase, call: Call) -> Reason | None:
+    if call.batch_sizes is None:
+        return None
+    return Reason("packed_sequence", "x is a PackedSequence, which the kernels do not walk yet")
+
+
+def projection(module: RecurrentBase, call: Call) -> Reason | None:
+    if module.proj_size == 0:
+        return None
+    return Reason("proj_size", f"proj_size={module.proj_size}: the kernels have no projected state")
+
+
+def unsupported_dtype(module: RecurrentBase, call: Call) -> Reason | None:
+    dtype = kernel_dtype(call)
+    if dtype in KERNEL_DTYPES:
+        return None
+    return Reason("unsupported_dtype", f"the kernels compute in float32, bfloat16 or float16, not in {dtype}")
+
+
+def mixed_dtypes(module: RecurrentBase, call: Call) -> Reason | None:
+    dtypes = {t.dtype for t in _tensors(module, call)}
+    if len(dtypes) == 1 or autocast_dtype(call) is not None:
+        return None
+    return Reason("mixed_dtypes", f"x, hx and the weights differ in dtype: {', '.join(sorted(map(str, dtypes)))}")
+
+
+def mixed_devices(module: RecurrentBase, call: Call) -> Reason | None:
+    devices = {t.device for t in _tensors(module, call)}
+    if len(devices) == 1:
+        return None
+    return Reason("mixed_devices", f"x, hx and the weights are on {', '.join(sorted(map(str, devices)))}")
+
+
+def tensor_subclass(module: RecurrentBase, call: Call) -> Reason | None:
+    """FakeTensor, DTensor and the like: a kernel would read memory that is not there or not all of it."""
+    kinds = {type(t) for t in _tensors(module, call)} - {torch.Tensor, Parameter}
+    if not kinds:
+        return None
+    return Reason(
+        "tensor_subclass", f"a kernel needs plain tensors, got {', '.join(sorted(k.__name__ for k in kinds))}"
+    )
+
+
+def empty_batch(module: RecurrentBase, call: Call) -> Reason | None:
+    if call.batch_size(module.batch_first) > 0:
+        return None
+    return Reason("empty_batch", "a batch of 0 rows leaves nothing to compute")
+
+
+Predicate = Callable[["RecurrentBase", Call], Reason | None]
+
+# About the moment of the call: the same problem may run on a kernel at another time.
+MOMENT: tuple[Predicate, ...] = (backend_eager, tracing, needs_grad, transform, forward_ad_dual)
+# About the problem itself: no device has a kernel for it, or it is no problem for a kernel.
+PROBLEM: tuple[Predicate, ...] = (
+    no_triton,
+    no_gpu,
+    packed_sequence,
+    projection,
+    unsupported_dtype,
+    mixed_dtypes,
+    mixed_devices,
+    tensor_subclass,
+    empty_batch,
+)
+
+
+def reasons(module: RecurrentBase, call: Call, predicates: tuple[Predicate, ...]) -> Iterator[Reason]:
+    """The reasons that hold, lazily: asking for the first one costs no more than that."""
+    for predicate in predicates:
+        reason = predicate(module, call)
+        if reason is not None:
+            yield reason

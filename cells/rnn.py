@@ -1,0 +1,68 @@
+"""holdfast.RNN: torch.nn.RNN on persistent kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import _VF, Tensor
+
+from .base import RecurrentBase
+
+
+def refuse_projection(options: dict[str, Any]) -> None:
+    """torch.nn names proj_size when it refuses it, every other unknown keyword is RNNBase's to refuse."""
+    if "proj_size" in options:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+class RNN(RecurrentBase):
+    """Elman RNN of one or more layers, `h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)` or with relu.
+
+    Takes the place of `torch.nn.RNN`: same arguments, parameters, state_dict, results and errors. On a GPU the time
+    loop of a layer is one persistent kernel where one can run (see `explain`); elsewhere it is torch's own fused op.
+
+    forward(input, hx=None) -> (output, h_n), with D = 2 if bidirectional else 1
+        input:  [T, B, input_size], [B, T, input_size] if batch_first, [T, input_size], or a PackedSequence;
+                float32, bfloat16, float16 on the kernels, any dtype that torch takes on the eager path.
+        hx:     [D*num_layers, B, hidden_size], [D*num_layers, hidden_size] for unbatched input; None is zeros.
+        output: as input, with D*hidden_size features; h_n: as hx.
+    """
+
+    _rank_error = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        refuse_projection(options)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+        self.nonlinearity = nonlinearity
+
+    def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
+        return _VF.rnn_tanh if self.mode == "RNN_TANH" else _VF.rnn_relu

@@ -1,0 +1,95 @@
+"""The recurrence step by step in plain torch ops, for what torch's fused ops have no rule for: vmap and forward mode.
+
+With it vmap, per-sample gradients, ensembles over stacked weights and jvp work on holdfast's modules where
+torch.nn raises. The equations are those of the torch.nn documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+
+from .call import Call
+from .eligibility import forward_ad_dual
+
+if TYPE_CHECKING:
+    from .base import RecurrentBase
+
+# (preactivation of x, preactivation of h, states) -> new states
+Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+def needs_unfused(module: RecurrentBase, call: Call) -> bool:
+    """Whether vmap or a forward-mode derivative is at work. (torch.func.grad alone goes through the fused ops.)"""
+    if torch.compiler.is_compiling() or call.batch_sizes is not None:
+        return False
+    levels = get_interpreter_stack() or ()
+    if any(level.key() in (TransformType.Vmap, TransformType.Jvp) for level in levels):
+        return True
+    return forward_ad_dual(module, call) is not None
+
+
+def rnn_tanh_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (torch.tanh(x + a),)
+
+
+def rnn_relu_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (torch.relu(x + a),)
+
+
+def gru_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x_r, x_z, x_n = x.chunk(3, -1)
+    a_r, a_z, a_n = a.chunk(3, -1)
+    z = torch.sigmoid(x_z + a_z)
+    n = torch.tanh(x_n + torch.sigmoid(x_r + a_r) * a_n)
+    return ((1 - z) * n + z * states[0],)
+
+
+def lstm_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    i, f, g, o = (x + a).chunk(4, -1)
+    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+STEPS: dict[str, Step] = {
+    "RNN_TANH": rnn_tanh_step,
+    "RNN_RELU": rnn_relu_step,
+    "GRU": gru_step,
+    "LSTM": lstm_step,
+}
+
+
+def run_unfused(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a checked call that is not packed: (output, final states), batch_first as the module says."""
+    hx = call.hx if call.hx is not None else module.zero_state(call.x, call.batch_size(module.batch_first))
+    initial = call._replace(hx=hx).states
+    directions = 2 if module.bidirectional else 1
+    weights = iter(module.flat_weights())
+    x = call.x.transpose(0, 1) if module.batch_first else call.x
+    finals: list[tuple[Tensor, ...]] = []
+    for layer in range(module.num_layers):
+        outputs = []
+        for direction in range(directions):
+            w_ih, w_hh = next(weights), next(weights)
+            b_ih, b_hh = (next(weights), next(weights)) if module.bias else (None, None)
+            w_hr = next(weights) if module.proj_size > 0 else None
+            states = tuple(state[layer * directions + direction] for state in initial)
+            steps = F.linear(x, w_ih, b_ih).unbind(0)
+            hs = []
+            for step in reversed(steps) if direction else steps:
+                states = STEPS[module.mode](step, F.linear(states[0], w_hh, b_hh), states)
+                if w_hr is not None:
+                    states = (F.linear(states[0], w_hr), *states[1:])
+                hs.append(states[0])
+            outputs.append(torch.stack(hs[::-1] if direction else hs))
+            finals.append(states)
+        x = torch.cat(outputs, -1)
+        if layer < module.num_layers - 1 and module.dropout > 0:
+            x = F.dropout(x, module.dropout, module.training)
+    output = x.transpose(0, 1) if module.batch_first else x
+    return output, tuple(torch.stack(of_one_state) for of_one_state in zip(*finals, strict=True))
