@@ -1,0 +1,23 @@
+"""holdfast: recurrent layers whose weights stay on chip for the whole sequence."""
+
+from .cells.backend import backend, current_backend
+from .cells.convert import convert, to_torch
+from .cells.gru import GRU
+from .cells.lstm import LSTM
+from .cells.rnn import RNN
+from .cells.step import GRUCell, LSTMCell, RNNCell
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "backend",
+    "convert",
+    "current_backend",
+    "to_torch",
+]
