@@ -60,6 +60,7 @@ def compile_offline(
     *,
     num_warps: int,
     num_stages: int,
+    **options: object,
 ) -> CompiledReport:
     """Compile `fn` for `target` on any machine.
 
@@ -68,6 +69,7 @@ def compile_offline(
     attrs:       {(parameter index,): attributes}, e.g. {(0,): [["tt.divisibility", 16]]}; constexprs count too, and
                  an element of a tuple argument is (parameter index, element index).
     target:      "sm_80", "sm_90", "sm_100", "gfx942", or another name of that form.
+    options:     further options of the backend, as at a launch, e.g. maxnreg=255 (CUDA only).
 
     Raises what Triton raises where the kernel does not compile.
     """
@@ -75,7 +77,7 @@ def compile_offline(
     source = ASTSource(fn=fn, signature=types, constexprs=dict(constexprs), attrs=dict(attrs or {}))
     start = time.perf_counter()
     compiled = triton.compile(
-        source, target=gpu_target(target), options={"num_warps": num_warps, "num_stages": num_stages}
+        source, target=gpu_target(target), options={"num_warps": num_warps, "num_stages": num_stages, **options}
     )
     seconds = time.perf_counter() - start
     if "cubin" in compiled.asm:
@@ -124,7 +126,7 @@ def _read_cubin(cubin: bytes) -> tuple[int, int, Counter[str], int]:
         usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", path)
         code = _tool(knobs.nvidia.nvdisasm.path, "-c", path)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    families = Counter(re.findall(r"\b(\w*MMA)[.\s]", code))
+    families = Counter(re.findall(r"(?<![\w.])(\w+MMA)[.\s]", code))  # not HFMA2.MMA, which is no matrix instruction
     return registers, stack, families, len(re.findall(r"\bBAR\.(?:SYNC|RED)\b", code))
 
 

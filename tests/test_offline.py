@@ -111,6 +111,15 @@ def loaded_through_a_descriptor(w_hh, h0, y, T, H: tl.constexpr, B: tl.constexpr
 
 
 @triton.jit
+def in_full_precision(w_hh, h0, y, T, H: tl.constexpr, B: tl.constexpr):
+    w = tl.load(tile(w_hh, H, H))
+    h = tl.load(tile(h0, H, B))
+    for t in range(T):
+        h = tl.dot(w, h, input_precision="ieee")
+        tl.store(tile(y + t * H * B, H, B), h)
+
+
+@triton.jit
 def one_of_a_tuple(w_hh, h0, y, T, direction, H: tl.constexpr, B: tl.constexpr):
     w = tl.load(tile(tl.where(direction == 0, w_hh[0], w_hh[1]), H, H))
     h = tl.load(tile(h0, H, B))
@@ -230,6 +239,29 @@ def test_report_of_a_small_kernel(target, family):
 def test_spills_are_seen(target):
     """256 × 256 weights in the registers of four warps, with an address of its own for each: far too much."""
     assert compiled(pointer_carried_by_the_loop, target, hidden=256).spill_bytes > 0
+
+
+def test_options_reach_the_backend():
+    """Left alone, ptxas aims at several programs per SM; a resident kernel is alone there and may take every register."""
+    capped = compile_offline(
+        resident,
+        {"w_hh": "*bf16", "h0": "*bf16", "y": "*bf16", "T": "i32"},
+        {"H": 128, "B": B, "step": relu},
+        None,
+        "sm_80",
+        num_warps=4,
+        num_stages=1,
+        maxnreg=64,
+    )
+    assert capped.registers <= 64 < compiled(resident, "sm_80", hidden=128).registers
+
+
+def test_only_the_matrix_unit_counts_as_matrix_instructions():
+    """A float32 product without TF32 runs on the ordinary units; HFMA2.MMA, which may turn up, is one of those."""
+    signature = {"w_hh": "*fp32", "h0": "*fp32", "y": "*fp32", "T": "i32"}
+    report = compile_offline(in_full_precision, signature, {"H": H, "B": B}, None, "sm_90", num_warps=4, num_stages=1)
+    assert report.matrix_instructions == 0
+    assert report.matrix_family == ""
 
 
 def test_targets_by_name():
