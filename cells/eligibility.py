@@ -6,8 +6,7 @@ They look at the call alone; whether the problem fits this device is `autotune.s
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from .base import RecurrentBase
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_INSTALLED = find_spec("triton") is not None
 
 
 def autocast_dtype(call: Call) -> torch.dtype | None:
@@ -55,11 +55,6 @@ def interpreting() -> bool:
     return executor is not None and executor.interpreting()
 
 
-@cache
-def triton_installed() -> bool:
-    return find_spec("triton") is not None
-
-
 def backend_eager(module: RecurrentBase, call: Call) -> Reason | None:
     if current_backend() != "eager":
         return None
@@ -75,7 +70,7 @@ def tracing(module: RecurrentBase, call: Call) -> Reason | None:
 
 
 def no_triton(module: RecurrentBase, call: Call) -> Reason | None:
-    if triton_installed():
+    if TRITON_INSTALLED:
         return None
     return Reason("no_triton", "Triton is not installed")
 
@@ -123,6 +118,13 @@ def projection(module: RecurrentBase, call: Call) -> Reason | None:
     return Reason("proj_size", f"proj_size={module.proj_size}: the kernels have no projected state")
 
 
+def malformed_hx(module: RecurrentBase, call: Call) -> Reason | None:
+    """What torch.nn leaves to its fused op to refuse, in that op's words."""
+    if call.hx is None or module.mode != "LSTM" or (isinstance(call.hx, (tuple, list)) and len(call.hx) == 2):
+        return None
+    return Reason("malformed_hx", "hx of an LSTM is a pair of tensors (h_0, c_0)")
+
+
 def unsupported_dtype(module: RecurrentBase, call: Call) -> Reason | None:
     dtype = kernel_dtype(call)
     if dtype in KERNEL_DTYPES:
@@ -162,25 +164,32 @@ def empty_batch(module: RecurrentBase, call: Call) -> Reason | None:
 
 Predicate = Callable[["RecurrentBase", Call], Reason | None]
 
-# About the moment of the call: the same problem may run on a kernel at another time.
-MOMENT: tuple[Predicate, ...] = (backend_eager, tracing, needs_grad, transform, forward_ad_dual)
-# About the problem itself: no device has a kernel for it, or it is no problem for a kernel.
+# About the problem: no device has a kernel for it. `no_gpu` comes first because it settles most calls on a CPU.
 PROBLEM: tuple[Predicate, ...] = (
-    no_triton,
     no_gpu,
+    no_triton,
     packed_sequence,
     projection,
+    malformed_hx,
     unsupported_dtype,
     mixed_dtypes,
     mixed_devices,
     tensor_subclass,
     empty_batch,
 )
+# About the moment of the call: the same problem may run on a kernel at another time.
+MOMENT: tuple[Predicate, ...] = (backend_eager, tracing, needs_grad, transform, forward_ad_dual)
 
 
-def reasons(module: RecurrentBase, call: Call, predicates: tuple[Predicate, ...]) -> Iterator[Reason]:
-    """The reasons that hold, lazily: asking for the first one costs no more than that."""
-    for predicate in predicates:
-        reason = predicate(module, call)
-        if reason is not None:
-            yield reason
+def reasons(module: RecurrentBase, call: Call, predicates: tuple[Predicate, ...]) -> tuple[Reason, ...]:
+    """Every reason that holds."""
+    found = (predicate(module, call) for predicate in predicates)
+    return tuple(reason for reason in found if reason is not None)
+
+
+def eligible(module: RecurrentBase, call: Call) -> bool:
+    """Whether no reason holds: `forward` asks this, and the first reason ends it."""
+    for predicate in PROBLEM + MOMENT:  # noqa: SIM110  a plain loop costs microseconds less than all()
+        if predicate(module, call) is not None:
+            return False
+    return True

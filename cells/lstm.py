@@ -58,15 +58,8 @@ class LSTM(RecurrentBase):
 
     # torch's own methods for a state of two tensors.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
-
-    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
-        nn.LSTM.check_forward_args(self, input, hidden, batch_sizes)  # type: ignore[arg-type]
-        # torch.nn leaves these two to its op, which the kernels do not pass through.
-        if isinstance(hidden, Tensor):
-            raise TypeError("lstm(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
-        if len(hidden) != 2:
-            raise RuntimeError("lstm expects two hidden states")
 
     def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
         return _VF.lstm
