@@ -30,11 +30,11 @@ def forward(
     stride_gxt,
     stride_gxb,
     w_hh,  # D pointers to [GATES * HIDDEN, HIDDEN]
-    b_hh,  # D pointers to [GATES * HIDDEN]
-    initial,  # STATES pointers to [B, D * HIDDEN]: h_0 is laid out as a step of y
+    b_hh,  # D pointers to [GATES * HIDDEN], or None
+    initial,  # STATES pointers to [B, D * HIDDEN], h_0 laid out as a step of y; None for zeros
     final,  # STATES pointers to [D, B, HIDDEN]
     y_ptr,  # [T, B, D * HIDDEN]; for "dataflow" filled with the sentinel
-    arrivals_ptr,  # [D * num_groups, 32] int32, zero ("barrier"): a cache line a team
+    arrivals_ptr,  # [D * num_groups, 32] int32, zero, a cache line a team ("barrier"; else None)
     status_ptr,  # [1] int32: 1 if a wait ran out
     T,
     B,
@@ -47,8 +47,6 @@ def forward(
     STATES: tl.constexpr,
     HIDDEN: tl.constexpr,
     DIRECTIONS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
     PRECISION: tl.constexpr,
     EXCHANGE: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -63,14 +61,15 @@ def forward(
     direction = team // num_groups
     group = team % num_groups
     reverse = ((reverse_bits >> direction) & 1) == 1
-    arrivals_ptr += team * 32
+    if EXCHANGE == "barrier":
+        arrivals_ptr += team * 32
 
     unit = member * BLOCK_H + tl.arange(0, BLOCK_H)
     unit_ok = unit < HIDDEN
     weights = load_weights(
         of_direction(w_hh, direction, DIRECTIONS), member * BLOCK_H, GATES, PADDED_GATES, HIDDEN, BLOCK_H, BLOCK_K
     )
-    bias = load_bias(of_direction(b_hh, direction, DIRECTIONS), unit, unit_ok, GATES, HIDDEN, HAS_BIAS)
+    bias = load_bias(b_hh, direction, unit, unit_ok, GATES, HIDDEN, DIRECTIONS)
 
     gx_ptr += direction.to(tl.int64) * stride_gxd
     row = tl.arange(0, BLOCK_B)
@@ -85,12 +84,12 @@ def forward(
         row_ok = batch0 + row < B
         mask = unit_ok[:, None] & row_ok[None, :]
         tile_start = batch0 * (DIRECTIONS * HIDDEN) + direction * HIDDEN
-        state = load_states(initial, tile_start + tile_offsets, mask, STATES, HAS_INITIAL)
+        state = load_states(initial, tile_start + tile_offsets, mask, STATES)
         gx_tile = gx_ptr + batch0 * stride_gxb
         y_tile = y_ptr + tile_start
         stride_yt = tl.cast(B, tl.int64) * (DIRECTIONS * HIDDEN)
 
-        h_base = initial[0] + tile_start
+        h_base = y_tile if initial is None else initial[0] + tile_start
         x = load_gates(gx_tile + time_of(0, T, reverse) * stride_gxt + gx_offsets, mask, GATES, HIDDEN)
         # Without disable_licm LLVM hoists the descriptors of every matrix instruction out of the loop, two
         # 64-bit registers each. LSTM bf16 H=768, "barrier", sm_90: 255 registers and a spill with it, 74 without.
@@ -102,7 +101,7 @@ def forward(
             h, budget = gather(
                 h_base,
                 row_offsets,
-                row_ok & (HAS_INITIAL | follows),
+                row_ok & ((initial is not None) | follows),
                 follows,
                 arrivals_ptr,
                 (passed + step) * MEMBERS,

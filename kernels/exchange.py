@@ -7,7 +7,7 @@ and every step has memory of its own, so there is no reuse hazard.
             L1, until no element is the sentinel. Every element is its own flag: no barrier, no
             fence, one L2 round trip a step.
 "barrier"   a counter per team, zero at launch and only ever increased. A writer adds one, with
-            release, after its store; a reader waits, with acquire, for all members of the step.
+            release, after its stores; a reader waits, with acquire, for all members of the step.
 
 The sentinel is all ones, a NaN that no arithmetic produces; `publish` rewrites it should a user's
 own NaN payload survive to that point, so a NaN in h never looks like "not yet written".
@@ -21,8 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SENTINEL = -1  # every bit set, in any integer width
-CANONICAL_NAN_32 = tl.constexpr(0x7FC00000)
+SENTINEL = -1  # every bit set, in any integer width; the kernels write it as a literal
 
 
 @triton.jit
@@ -32,6 +31,17 @@ def _bits(tile):
         return tile.to(tl.int16, bitcast=True)
     else:
         return tile.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _without_sentinel(tile):
+    """The tile with another NaN where it holds the sentinel; on integers, so that no NaN rule applies."""
+    bits = _bits(tile)
+    if tile.dtype.primitive_bitwidth == 16:
+        other_nan = 0x7FFF
+    else:
+        other_nan = 0x7FFFFFFF
+    return tl.where(bits == -1, tl.full(bits.shape, other_nan, bits.dtype), bits).to(tile.dtype, bitcast=True)
 
 
 @triton.jit
@@ -95,7 +105,7 @@ def publish(ptrs, h, mask, arrivals_ptr, EXCHANGE: tl.constexpr):
     """Store h (float32) in y's dtype, so that the team can read it at the next step."""
     value = h.to(ptrs.dtype.element_ty)
     if EXCHANGE == "dataflow":
-        value = tl.where(_bits(value) == -1, float("nan"), value)
+        value = _without_sentinel(value)
     tl.store(ptrs, value, mask=mask)
     if EXCHANGE == "barrier":
         # Every thread's store before the one thread's release.

@@ -24,8 +24,8 @@ def forward(
     stride_gxt,
     stride_gxb,
     w_hh,  # D pointers to [GATES * HIDDEN, HIDDEN]
-    b_hh,  # D pointers to [GATES * HIDDEN]
-    initial,  # STATES pointers to [D, B, HIDDEN]
+    b_hh,  # D pointers to [GATES * HIDDEN], or None
+    initial,  # STATES pointers to [B, D * HIDDEN], as in the cooperative regime; None for zeros
     final,  # STATES pointers to [D, B, HIDDEN]
     y_ptr,  # [T, B, D * HIDDEN]
     T,
@@ -37,8 +37,6 @@ def forward(
     STATES: tl.constexpr,
     HIDDEN: tl.constexpr,
     DIRECTIONS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -53,17 +51,17 @@ def forward(
     weights = load_weights(
         of_direction(w_hh, direction, DIRECTIONS), 0, GATES, PADDED_GATES, HIDDEN, BLOCK_H, BLOCK_H
     )
-    bias = load_bias(of_direction(b_hh, direction, DIRECTIONS), unit, unit_ok, GATES, HIDDEN, HAS_BIAS)
+    bias = load_bias(b_hh, direction, unit, unit_ok, GATES, HIDDEN, DIRECTIONS)
 
     row = tl.arange(0, BLOCK_B)
     row_ok = batch0 + row < B
     mask = unit_ok[:, None] & row_ok[None, :]
-    state_offsets = (direction.to(tl.int64) * B + batch0) * HIDDEN + row[None, :] * HIDDEN + unit[:, None]
-    state = load_states(initial, state_offsets, mask, STATES, HAS_INITIAL)
+    tile_start = batch0 * (DIRECTIONS * HIDDEN) + direction * HIDDEN
+    tile_offsets = row[None, :] * (DIRECTIONS * HIDDEN) + unit[:, None]
+    state = load_states(initial, tile_start + tile_offsets, mask, STATES)
     gx_tile = gx_ptr + direction.to(tl.int64) * stride_gxd + batch0 * stride_gxb
     gx_offsets = row.to(tl.int64)[None, :] * stride_gxb + unit[:, None]
-    y_tile = y_ptr + direction * HIDDEN + batch0 * (DIRECTIONS * HIDDEN)
-    y_offsets = row[None, :] * (DIRECTIONS * HIDDEN) + unit[:, None]
+    y_tile = y_ptr + tile_start
     stride_yt = tl.cast(B, tl.int64) * (DIRECTIONS * HIDDEN)
 
     x = load_gates(gx_tile + time_of(0, T, reverse) * stride_gxt + gx_offsets, mask, GATES, HIDDEN)
@@ -75,6 +73,7 @@ def forward(
         h = tl.where(unit_ok[:, None], state[0], 0.0).to(weights[0].dtype)
         acc = tl.dot(weights[0], h, input_precision=PRECISION)
         state = STEP(x, recurrent_gates(acc, bias, GATES, PADDED_GATES, BLOCK_H, BLOCK_B), state)
-        tl.store(y_tile + time_of(step, T, reverse) * stride_yt + y_offsets, state[0], mask=mask)
+        tl.store(y_tile + time_of(step, T, reverse) * stride_yt + tile_offsets, state[0], mask=mask)
         x = x_ahead
-    store_states(final, state_offsets, state, mask, STATES)
+    final_offsets = (direction.to(tl.int64) * B + batch0) * HIDDEN + row[None, :] * HIDDEN + unit[:, None]
+    store_states(final, final_offsets, state, mask, STATES)

@@ -13,6 +13,15 @@ import triton.language as tl
 
 
 @triton.jit
+def of_direction(pointers, direction, DIRECTIONS: tl.constexpr):
+    """The direction's own pointer: a select of two scalars, made once before the loop."""
+    if DIRECTIONS == 1:
+        return pointers[0]
+    else:
+        return tl.where(direction == 0, pointers[0], pointers[1])
+
+
+@triton.jit
 def load_weights(
     w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
     unit0,  # first hidden unit of this program
@@ -56,14 +65,15 @@ def split_gates(acc, PADDED_GATES: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B:
 
 
 @triton.jit
-def load_bias(bias_ptr, unit, unit_ok, GATES: tl.constexpr, HIDDEN: tl.constexpr, HAS_BIAS: tl.constexpr):
+def load_bias(b_hh, direction, unit, unit_ok, GATES: tl.constexpr, HIDDEN: tl.constexpr, DIRECTIONS: tl.constexpr):
     """b_hh as a tuple of float32 columns [BLOCK_H, 1], zeros where the layer has none."""
     tiles = ()
     for gate in tl.static_range(GATES):
-        if HAS_BIAS:
-            column = tl.load(bias_ptr + gate * HIDDEN + unit, mask=unit_ok, other=0.0).to(tl.float32)
+        if b_hh is None:
+            column = tl.zeros(unit.shape, dtype=tl.float32)
         else:
-            column = unit.to(tl.float32) * 0.0
+            pointer = of_direction(b_hh, direction, DIRECTIONS)
+            column = tl.load(pointer + gate * HIDDEN + unit, mask=unit_ok, other=0.0).to(tl.float32)
         tiles = tiles + (column[:, None],)
     return tiles
 
@@ -78,14 +88,14 @@ def load_gates(ptrs, mask, GATES: tl.constexpr, HIDDEN: tl.constexpr):
 
 
 @triton.jit
-def load_states(pointers, offsets, mask, STATES: tl.constexpr, HAS_INITIAL: tl.constexpr):
+def load_states(initial, offsets, mask, STATES: tl.constexpr):
     """Initial states, one pointer each, as a tuple of float32 tiles; zeros where none are given."""
     tiles = ()
     for state in tl.static_range(STATES):
-        if HAS_INITIAL:
-            tile = tl.load(pointers[state] + offsets, mask=mask, other=0.0).to(tl.float32)
-        else:
+        if initial is None:
             tile = tl.zeros(mask.shape, dtype=tl.float32)
+        else:
+            tile = tl.load(initial[state] + offsets, mask=mask, other=0.0).to(tl.float32)
         tiles = tiles + (tile,)
     return tiles
 
@@ -95,15 +105,6 @@ def store_states(pointers, offsets, state, mask, STATES: tl.constexpr):
     """Final states, one pointer each, in the pointer's own dtype."""
     for index in tl.static_range(STATES):
         tl.store(pointers[index] + offsets, state[index], mask=mask)
-
-
-@triton.jit
-def of_direction(pointers, direction, DIRECTIONS: tl.constexpr):
-    """The direction's own pointer: a select of two scalars, made once before the loop."""
-    if DIRECTIONS == 1:
-        return pointers[0]
-    else:
-        return tl.where(direction == 0, pointers[0], pointers[1])
 
 
 @triton.jit

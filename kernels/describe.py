@@ -1,0 +1,132 @@
+"""From a problem and a config to a kernel: its compile-time arguments, its signature, its grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from . import cooperative, single_cta
+from .cell_spec import CELLS
+from .config import Config
+from .problem import Problem
+from .resources import DeviceLimits
+
+_POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_SIXTEEN = [["tt.divisibility", 16]]
+_RUNTIME_SCALARS = ("T", "B", "reverse_bits", "num_groups", "spin_limit")
+
+
+def kernel_of(config: Config) -> triton.JITFunction:
+    return single_cta.forward if config.regime == "single_cta" else cooperative.forward
+
+
+def dot_precision(problem: Problem, platform: str) -> str:
+    """Triton's `input_precision`. Only float32 has a choice.
+
+    Where TF32 is not allowed, NVIDIA's matrix unit multiplies float32 as three TF32 products
+    ("tf32x3", about 22 bits); one thread per product ("ieee") spills thousands of bytes at any
+    useful size. AMD's matrix unit takes float32 as it is.
+    """
+    if problem.dtype != torch.float32:
+        return "ieee"
+    if platform == "hip":
+        return "ieee"
+    return "tf32" if problem.precision == "tf32" else "tf32x3"
+
+
+def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
+    """Compile-time arguments of `kernel_of(config)`. The batch and the length are not among them."""
+    cell = CELLS[problem.cell]
+    values = {
+        "STEP": cell.step,
+        "GATES": cell.gates,
+        "PADDED_GATES": cell.padded_gates,
+        "STATES": cell.states,
+        "HIDDEN": problem.hidden_size,
+        "DIRECTIONS": problem.directions,
+        "PRECISION": dot_precision(problem, platform),
+        "EXCHANGE": config.exchange,
+        "BLOCK_B": config.BLOCK_B,
+        "BLOCK_H": config.BLOCK_H,
+        "BLOCK_K": config.BLOCK_K,
+    }
+    return {name: values[name] for name in kernel_of(config).arg_names if name in values}
+
+
+def team_size(problem: Problem, config: Config) -> int:
+    """Programs that share one batch tile in one direction."""
+    return 1 if config.regime == "single_cta" else math.ceil(problem.hidden_size / config.BLOCK_H)
+
+
+def batch_tiles(problem: Problem, config: Config) -> int:
+    return math.ceil(problem.batch_size / config.BLOCK_B)
+
+
+def least_grid(problem: Problem, config: Config) -> int:
+    """Programs that must be resident at once: a team for each direction; a single CTA waits for nobody."""
+    return 1 if config.regime == "single_cta" else problem.directions * team_size(problem, config)
+
+
+def num_groups(problem: Problem, config: Config, resident: int) -> int:
+    """Teams side by side per direction: as many as have a batch tile and as the GPU holds at once."""
+    return max(1, min(batch_tiles(problem, config), resident // least_grid(problem, config)))
+
+
+@dataclass(frozen=True)
+class KernelDescription:
+    """All that `triton.compile` needs, without any tensor."""
+
+    fn: triton.JITFunction
+    signature: dict[str, Any]
+    constexprs: dict[str, Any]
+    attrs: dict[tuple[int, ...], Any]
+    num_warps: int
+    num_stages: int
+    grid: int
+    """Programs that must be resident at once."""
+
+
+def describe(
+    problem: Problem, config: Config, limits: DeviceLimits, *, has_bias: bool = True, has_initial: bool = True
+) -> KernelDescription:
+    """The kernel as `launch` runs it on aligned tensors, for a GPU that need not be there."""
+    cell = CELLS[problem.cell]
+    fn = kernel_of(config)
+    pointer = _POINTER[problem.dtype]
+    types: dict[str, Any] = {
+        "gx_ptr": pointer,
+        "stride_gxd": "i64",
+        "stride_gxt": "i32",
+        "stride_gxb": "i32",
+        "w_hh": (pointer,) * problem.directions,
+        "b_hh": (pointer,) * problem.directions,
+        "initial": (pointer,) * cell.states,
+        "final": (pointer,) * cell.states,
+        "y_ptr": pointer,
+        "arrivals_ptr": "*i32",
+        "status_ptr": "*i32",
+        **dict.fromkeys(_RUNTIME_SCALARS, "i32"),
+    }
+    values = constexprs(problem, config, limits.arch[0])
+    absent = {"b_hh": not has_bias, "initial": not has_initial, "arrivals_ptr": config.exchange != "barrier"}
+    values |= {name: None for name, is_absent in absent.items() if is_absent and name in fn.arg_names}
+    signature = {name: "constexpr" if name in values else types[name] for name in fn.arg_names}
+    attrs: dict[tuple[int, ...], Any] = {}
+    for index, (name, kind) in enumerate(signature.items()):
+        if isinstance(kind, tuple):
+            attrs |= {(index, element): _SIXTEEN for element in range(len(kind))}
+        elif kind.startswith("*") or (name.startswith("stride") and problem.hidden_size % 16 == 0):
+            attrs[(index,)] = _SIXTEEN
+    return KernelDescription(
+        fn=fn,
+        signature=signature,
+        constexprs=values,
+        attrs=attrs,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        grid=least_grid(problem, config),
+    )
