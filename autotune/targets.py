@@ -6,7 +6,12 @@ import re
 
 from triton.backends.compiler import GPUTarget
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+from ..kernels.resources import A100, B200, H100, MI300X
+
+REFERENCE_DEVICE = {limits.target: limits for limits in (A100, H100, B200, MI300X)}
+"""The GPU that an architecture's configs are chosen for where none is present."""
+
+TARGETS = tuple(REFERENCE_DEVICE)
 """Ampere, Hopper, Blackwell (data centre) and CDNA 3: what the compile gate covers."""
 
 

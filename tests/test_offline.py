@@ -242,7 +242,7 @@ def test_spills_are_seen(target):
 
 
 def test_options_reach_the_backend():
-    """Left alone, ptxas aims at several programs per SM; a resident kernel is alone there and may take every register."""
+    """Left alone, ptxas aims at several programs per SM; a resident kernel is alone there, and caps it itself."""
     capped = compile_offline(
         resident,
         {"w_hh": "*bf16", "h0": "*bf16", "y": "*bf16", "T": "i32"},
