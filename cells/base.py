@@ -38,7 +38,7 @@ class RecurrentBase(nn.RNNBase):
 
     def _zeros(self, x: Tensor, batch_size: int | Tensor, size: int) -> Tensor:
         rows = self.num_layers * (2 if self.bidirectional else 1)
-        return torch.zeros(rows, cast(int, batch_size), size, dtype=x.dtype, device=x.device)
+        return torch.zeros(rows, batch_size, size, dtype=x.dtype, device=x.device)  # type: ignore[arg-type]
 
     def _check_rank(self, hx: Any, batched: bool) -> None:
         """Refuse an hx whose rank does not go with that of x."""
@@ -108,6 +108,20 @@ class RecurrentBase(nn.RNNBase):
         if x.size(1 - self._batch_dim) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         return Call(x, hx, batched)
+
+    def _weights_have_changed(self) -> bool:
+        """torch.nn's, but a parameter is found without Module.__getattr__, which pays for the choice of path.
+
+        Anything else is looked up as often as torch.nn does it: a parametrization may have state (spectral_norm
+        takes a step each time) or draw random numbers, and results should stay equal.
+        """
+        for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
+            weight = self._parameters.get(name)
+            if weight is None:
+                weight = getattr(self, name) if hasattr(self, name) else None
+            if weight is not None and ref is not None and ref() is not weight:
+                return True
+        return False
 
     @property
     def _batch_dim(self) -> int:
