@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 BACKENDS = ("auto", "triton", "eager")
 ENVIRONMENT_VARIABLE = "HOLDFAST_BACKEND"
@@ -49,11 +53,16 @@ class backend:  # noqa: N801  used as a function: `holdfast.backend("eager")`, `
         return f"holdfast.backend({self.name!r})"
 
 
+def constant_when_traced(function: F) -> F:
+    """Make Dynamo call `function` while tracing and keep the result: it cannot trace ContextVar.get.
+
+    torch.compiler.assume_constant_result does the same, but imports all of Dynamo (seconds) to set this attribute.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_traced
 def current_backend() -> str:
     """The choice in force here: "auto", "triton" or "eager"."""
     return _current.get()
-
-
-# Dynamo cannot trace ContextVar.get, and a constant at trace time is what the docstring of `backend` promises.
-# This is what torch.compiler.assume_constant_result does, which would import all of Dynamo (seconds) to do it.
-current_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]

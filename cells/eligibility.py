@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..kernels.plan import Reason
-from .backend import current_backend
+from .backend import constant_when_traced, current_backend
 from .call import Call
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def _tensors(module: RecurrentBase, call: Call) -> tuple[Tensor, ...]:
     return (call.x, *call.states, *module.flat_weights())
 
 
+@constant_when_traced
 def interpreting() -> bool:
     """Whether CPU tensors run through the kernels in the concurrent interpreter.
 
