@@ -10,7 +10,7 @@ from ..kernels.plan import Plan
 from ..kernels.problem import Precision, Problem
 from .backend import current_backend
 from .call import Call
-from .eligibility import MOMENT, PROBLEM, kernel_dtype, reasons
+from .eligibility import MOMENT, PROBLEM, eligible, kernel_dtype, reasons
 
 if TYPE_CHECKING:
     from .base import RecurrentBase
@@ -41,15 +41,15 @@ def problem_of(module: RecurrentBase, call: Call) -> Problem:
 def full_plan(module: RecurrentBase, call: Call) -> Plan:
     """The path of this call with every reason that stands against a kernel."""
     problem = problem_of(module, call)
-    moment = tuple(reasons(module, call, MOMENT))
-    about_problem = tuple(reasons(module, call, PROBLEM))
+    about_problem = reasons(module, call, PROBLEM)
+    moment = reasons(module, call, MOMENT)
     if about_problem:
-        return Plan(problem, "eager", reasons=moment + about_problem)
+        return Plan(problem, "eager", reasons=about_problem + moment)
     from ..autotune.select import select
 
     plan = select(problem, call.x.device)
     if moment:
-        return Plan(problem, "eager", reasons=moment + plan.reasons)
+        return Plan(problem, "eager", reasons=plan.reasons + moment)
     return plan
 
 
@@ -59,7 +59,7 @@ def kernel_plan(module: RecurrentBase, call: Call) -> Plan | None:
     Raises RuntimeError where holdfast.backend is "triton" and no kernel can run.
     """
     strict = current_backend() == "triton"
-    if not strict and next(reasons(module, call, MOMENT + PROBLEM), None) is not None:
+    if not strict and not eligible(module, call):
         return None
     plan = full_plan(module, call)
     if plan.regime != "eager":

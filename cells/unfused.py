@@ -1,7 +1,7 @@
-"""The recurrence step by step in plain torch ops, for what torch's fused ops have no rule for: vmap and forward mode.
+"""The recurrence step by step in plain torch ops, for what torch's fused ops cannot do.
 
-With it vmap, per-sample gradients, ensembles over stacked weights and jvp work on holdfast's modules where
-torch.nn raises. The equations are those of the torch.nn documentation.
+With it vmap, per-sample gradients, ensembles over stacked weights, jvp and compiled training of an LSTM on a CPU
+work on holdfast's modules where torch.nn raises. The equations are those of the torch.nn documentation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 from .call import Call
-from .eligibility import forward_ad_dual
+from .eligibility import forward_ad_dual, needs_grad
 
 if TYPE_CHECKING:
     from .base import RecurrentBase
@@ -25,13 +25,23 @@ Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
 def needs_unfused(module: RecurrentBase, call: Call) -> bool:
-    """Whether vmap or a forward-mode derivative is at work. (torch.func.grad alone goes through the fused ops.)"""
-    if torch.compiler.is_compiling() or call.batch_sizes is not None:
+    """Whether torch's fused op would refuse what it accepts in plain eager mode."""
+    if call.batch_sizes is not None:
         return False
+    if torch.compiler.is_compiling():
+        return compiled_cpu_lstm_training(module, call)
+    return under_vmap_or_jvp() or forward_ad_dual(module, call) is not None
+
+
+def compiled_cpu_lstm_training(module: RecurrentBase, call: Call) -> bool:
+    """AOTAutograd asserts on the None that oneDNN's LSTM saves for its backward ("tensors_saved_with_vc_check")."""
+    return module.mode == "LSTM" and call.x.device.type == "cpu" and needs_grad(module, call) is not None
+
+
+def under_vmap_or_jvp() -> bool:
+    """The fused ops have no batching rule, and some no forward derivative. torch.func.grad alone suits them."""
     levels = get_interpreter_stack() or ()
-    if any(level.key() in (TransformType.Vmap, TransformType.Jvp) for level in levels):
-        return True
-    return forward_ad_dual(module, call) is not None
+    return any(level.key() in (TransformType.Vmap, TransformType.Jvp) for level in levels)
 
 
 def rnn_tanh_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
