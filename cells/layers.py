@@ -20,20 +20,17 @@ def run_layers(module: RecurrentBase, call: Call, plan: Plan) -> tuple[Tensor, t
     """Run a checked call on the kernels that `plan` names.
 
     Returns (y, finals): y [T, B, D*H], or [B, T, D*H] as a view where the module is batch_first, and per state
-    a tensor [layers*D, B, H], all in `plan.problem.dtype`.
+    a tensor [layers*D, B, H], all in `plan.problem.dtype`, to which run_layer casts (autocast).
     """
     from ..kernels.launch import run_layer
 
     problem, config = plan.problem, plan.config
     assert config is not None, "only a plan with a config comes here"
-    # Under autocast every operand takes the autocast dtype; elsewhere these are no-ops.
-    x = call.x.to(problem.dtype)
-    initial = tuple(state.to(problem.dtype) for state in call.states)
-    batch_first = module.batch_first
+    x, batch_first = call.x, module.batch_first
     finals: list[tuple[Tensor, ...]] = []
-    for layer, weights in enumerate(weights_by_layer(module, problem.dtype)):
+    for layer, weights in enumerate(weights_by_layer(module)):
         rows = slice(layer * problem.directions, (layer + 1) * problem.directions)
-        layer_initial = tuple(state[rows] for state in initial) or None
+        layer_initial = tuple(state[rows] for state in call.states) or None
         x, final = run_layer(problem, config, x, weights, layer_initial, batch_first=batch_first)
         finals.append(final)
         batch_first = False
@@ -43,11 +40,11 @@ def run_layers(module: RecurrentBase, call: Call, plan: Plan) -> tuple[Tensor, t
     return y, tuple(torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True))
 
 
-def weights_by_layer(module: RecurrentBase, dtype: torch.dtype) -> list[list[LayerWeights]]:
+def weights_by_layer(module: RecurrentBase) -> list[list[LayerWeights]]:
     """The weights of each layer, one LayerWeights per direction, read from the module as it stands now."""
     from ..kernels.launch import LayerWeights
 
-    flat = [weight.to(dtype) for weight in module.flat_weights()]
+    flat = module.flat_weights()
     per_direction = 4 if module.bias else 2
     weights = [
         LayerWeights(*flat[start : start + per_direction], *(None,) * (4 - per_direction))
