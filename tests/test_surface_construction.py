@@ -2,10 +2,11 @@
 
 import inspect
 
-import holdfast
 import pytest
 import torch
 from torch import nn
+
+import holdfast
 
 torch.set_num_threads(1)
 

@@ -1,10 +1,11 @@
 """What torch.nn refuses in forward is refused with the same type and message, whatever the backend setting allows."""
 
-import holdfast
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import holdfast
 
 torch.set_num_threads(1)
 

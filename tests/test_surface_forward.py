@@ -1,11 +1,12 @@
 """Forward on a CPU: results, strides, packing, dropout stream and autocast dtypes equal torch.nn's, bit for bit."""
 
-import holdfast
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import holdfast
 
 torch.set_num_threads(1)
 
