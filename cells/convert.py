@@ -35,16 +35,23 @@ def convert(model: M) -> M:
     Left alone: subclasses of them, since they may compute something else, and scripted modules. After this
     `isinstance(module, torch.nn.LSTM)` is False, so convert after code that looks for it, such as weight
     initialisation, and before torch.compile or FSDP, which note or replace the class.
+
+    Raises TypeError where `model` is no module.
     """
     return _swap(model, TO_HOLDFAST)
 
 
 def to_torch(model: M) -> M:
-    """The inverse of `convert`: turn holdfast's modules in `model` into torch.nn's, in place. Returns `model`."""
+    """The inverse of `convert`: turn holdfast's modules in `model` into torch.nn's, in place. Returns `model`.
+
+    Raises TypeError where `model` is no module.
+    """
     return _swap(model, TO_TORCH)
 
 
 def _swap(model: M, table: dict[type[nn.Module], type[nn.Module]]) -> M:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {model!r}")
     for module in model.modules():
         kind = type(module)
         if kind in table:
