@@ -37,6 +37,8 @@ def run_layers(module: RecurrentBase, call: Call, plan: Plan) -> tuple[Tensor, t
         if layer < module.num_layers - 1 and module.training and module.dropout > 0:
             x = F.dropout(x, module.dropout, training=True)
     y = x.transpose(0, 1) if module.batch_first else x
+    if len(finals) == 1:
+        return y, finals[0]
     return y, tuple(torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True))
 
 
