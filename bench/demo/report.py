@@ -24,10 +24,9 @@ def results_table(learners: Sequence[Learner]) -> pd.DataFrame:
                 "model": learner.name,
                 "hidden size": learner.model.recurrent.hidden_size,
                 "parameters": learner.parameters,
-                "updates": last.update,
                 "epochs": round(last.epoch, 2),
                 "s/epoch": round(last.seconds / last.epoch, 2),
-                "s": round(last.seconds, 1),
+                "total s": round(last.seconds, 1),
                 "bits/char learnt": round(last.train_bits, 3),
                 "bits/char held out": round(last.held_out_bits, 3),
             }
@@ -60,13 +59,16 @@ def plot_curves(learners: Sequence[Learner], baselines: Mapping[str, float], pat
             axes.plot(where, seen, color=colour, linewidth=0.8, linestyle=":")
         for name, bits in baselines.items():
             axes.axhline(bits, color="0.45", linewidth=0.8, linestyle="--")
-            axes.annotate(
-                f"{name}: {bits:.2f}", (0.99, bits), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-            )
+            # Out of the curves' way: they fall at the left, and end at the right near what they have not beaten.
+            beaten = bits > max(learner.curve[-1].held_out_bits for learner in learners)
+            x, across, above = (0.99, "right", "bottom") if beaten else (0.01, "left", "top")
+            where_to = ("axes fraction", "data")
+            axes.annotate(f"{name} {bits:.2f}", (x, bits), xycoords=where_to, ha=across, va=above, fontsize=8)
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
     left.set_ylabel("bits per character")
+    left.set_ylim(top=min(left.get_ylim()[1], 1.05 * max(baselines.values())))
     left.legend(
         frameon=False, title="held out (dotted: training text)", fontsize=8, title_fontsize=8, loc="upper center"
     )

@@ -7,15 +7,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ...kernels.plan import Plan
 from ..environment import find_environment
+from ..paths import print_paths
 from ..tables import print_environment, print_table
 from .model import CELLS, CharModel, hidden_size_for, sample
 from .report import results_table, write_report
@@ -26,23 +25,30 @@ PARAMETERS = 120_000
 PROMPT = "The "
 
 
+class WrongKernelsError(Exception):
+    """The kernels differ from torch.nn by more than is allowed."""
+
+
 def run_demo(out: Path, minutes: float = 2.0, quick: bool = False, seed: int = 0) -> list[Learner]:
     """Run the demo and write its report into `out`.
 
     minutes:  the most that training may take; a slow machine stops early and says so.
     quick:    a tenth of the training, for trying things out.
+
+    Raises WrongKernelsError, once it has printed the errors, where the kernels fail their check.
     """
     started = time.perf_counter()
     console = Console()
-    # On models this small more threads cost more than they bring.
-    torch.set_num_threads(min(4, torch.get_num_threads()))
+    # On models this small a second thread brings little, and on a busy machine the threads wait for each other:
+    # ten times slower, seen with two threads beside other work on two cores.
+    torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     console.rule("1. What this machine has")
     print_environment(find_environment(), console)
 
     console.rule("2. The kernels against torch.nn")
-    check_kernels(console, quick, seed)
+    check_kernels(console, seed)
 
     console.rule("3. Next-character models on Python's documentation")
     corpus = python_docs()
@@ -55,12 +61,10 @@ def run_demo(out: Path, minutes: float = 2.0, quick: bool = False, seed: int = 0
         recipe = replace(recipe, epochs=0.5, evaluations=6)
     learners = train_with_progress(console, models, vocabulary, corpus, recipe)
     print_table(results_table(learners), console)
-    stopped_early = learners[0].curve[-1].epoch < recipe.epochs * 0.99
-    if stopped_early:
-        console.print(
-            f"Training stopped after its {minutes:g} minutes, before its {recipe.epochs:g} epochs: "
-            "--minutes gives it more."
-        )
+    reached = learners[0].curve[-1]
+    console.print(f"{reached.update:,} updates each.")
+    if reached.epoch < 0.99 * recipe.epochs:
+        console.print(f"Stopped by the limit of {minutes:g} minutes before {recipe.epochs:g} epochs; see --minutes.")
 
     best = min(learners, key=lambda learner: learner.curve[-1].held_out_bits)
     written = sample(best.model, vocabulary, PROMPT, 400, seed=seed)
@@ -72,14 +76,17 @@ def run_demo(out: Path, minutes: float = 2.0, quick: bool = False, seed: int = 0
     return learners
 
 
-def check_kernels(console: Console, quick: bool, seed: int) -> None:
+def check_kernels(console: Console, seed: int) -> None:
     """Print the kernels' error against float64 torch.nn beside torch's own: interpreted where there is no GPU."""
     from ..check import print_checks, run_checks
 
     interpret = not torch.cuda.is_available()
     where = "run by Triton's interpreter, as this machine has no GPU" if interpret else "compiled for this GPU"
-    console.print(f"Kernels {where}; errors against float64 torch.nn.")
-    print_checks(run_checks(interpret=interpret, seed=seed, quick=True))
+    console.print(f"Kernels {where}:")
+    checks = run_checks(interpret=interpret, seed=seed, quick=True)
+    print_checks(checks, console)
+    if not checks["ok"].all():
+        raise WrongKernelsError
 
 
 def build_models(characters: int, device: str, seed: int) -> dict[str, CharModel]:
@@ -103,33 +110,7 @@ def describe_task(
         + ", ".join(f"{bits:.2f} for {name}" for name, bits in baselines.items())
         + "."
     )
-    print_paths(console, models)
-
-
-def print_paths(console: Console, models: dict[str, CharModel]) -> None:
-    """Which path each recurrent layer takes while it learns and while it is measured, and why no kernel runs."""
-    plans = {name: layer_plans(model) for name, model in models.items()}
-    rows = [{"model": name, "learning": path(both[0]), "measured": path(both[1])} for name, both in plans.items()]
-    print_table(pd.DataFrame(rows), console)
-    reasons = {reason.name: reason for both in plans.values() for plan in both for reason in plan.reasons}
-    for reason in reasons.values():
-        console.print(f"  {reason}")
-
-
-def layer_plans(model: CharModel) -> tuple[Plan, Plan]:
-    """What `explain` says of the recurrent layer: while training and under `no_grad`."""
-    weight = model.head.weight
-    x = torch.zeros(1, Recipe.batch_size, model.recurrent.input_size, device=weight.device, dtype=weight.dtype)
-    training = model.recurrent.explain(x)
-    with torch.no_grad():
-        return training, model.recurrent.explain(x)
-
-
-def path(plan: Plan) -> str:
-    """A plan in a few words: the regime and its config, or the names of the reasons against one."""
-    if plan.config is None:
-        return f"{plan.regime} ({', '.join(reason.name for reason in plan.reasons)})"
-    return f"{plan.regime} ({plan.config}; {plan.origin})"
+    print_paths({name: model.recurrent for name, model in models.items()}, Recipe.batch_size, console)
 
 
 def train_with_progress(
