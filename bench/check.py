@@ -1,0 +1,214 @@
+"""Are the kernels right? Each cell, regime, dtype and odd shape against torch.nn in float64.
+
+On a GPU the kernels are compiled; without one they run in the concurrent interpreter.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+import triton
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..kernels.cell_spec import CELLS
+from ..kernels.config import Config, Exchange
+from ..kernels import interpreter
+from ..kernels.launch import LayerWeights, run_layer
+from ..kernels.problem import Precision, Problem
+from .tolerance import Errors, compare
+
+_TORCH = {"rnn_tanh": torch.nn.RNN, "rnn_relu": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer to check, on random numbers.
+
+    regime:  "single_cta", or "cooperative/" and the exchange.
+    """
+
+    cell: str
+    regime: str
+    dtype: torch.dtype
+    hidden_size: int = 20
+    batch_size: int = 3
+    length: int = 5
+    directions: int = 1
+    bias: bool = True
+    initial: bool = True
+    batch_first: bool = False
+    reverse: bool = False
+    precision: Precision = "ieee"
+    input_size: int = 6
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(
+            self.cell, self.dtype, self.hidden_size, self.batch_size, directions=self.directions, precision=self.precision
+        )
+
+    @property
+    def config(self) -> Config:
+        """Small tiles, so that a small problem already has several programs, chunks and batch tiles."""
+        if self.regime == "single_cta":
+            block = max(16, triton.next_power_of_2(self.hidden_size))
+            return Config("single_cta", 16, block, block)
+        exchange: Exchange = "barrier" if self.regime.endswith("barrier") else "dataflow"
+        return Config("cooperative", 16, 16, 32, exchange=exchange)
+
+
+class Layer:
+    """The numbers of a case, and the layer of torch.nn that they are compared with."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.case = case
+        generator = torch.Generator().manual_seed(seed)
+        B, T, states = case.batch_size, case.length, CELLS[case.cell].states
+        shape = (B, T, case.input_size) if case.batch_first else (T, B, case.input_size)
+        self.x = torch.randn(shape, generator=generator).to(case.dtype)
+        self.hx = tuple(
+            torch.randn(case.directions, B, case.hidden_size, generator=generator).to(case.dtype)
+            for _ in range(states)
+        )
+        self.module = self._module().to(case.dtype)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                values = torch.rand(parameter.shape, generator=generator) * 2 - 1
+                parameter.copy_(values / case.hidden_size**0.5)
+
+    def _module(self) -> torch.nn.RNNBase:
+        case = self.case
+        options = {"nonlinearity": "relu"} if case.cell == "rnn_relu" else {}
+        return _TORCH[case.cell](
+            case.input_size,
+            case.hidden_size,
+            bias=case.bias,
+            batch_first=case.batch_first,
+            bidirectional=case.directions == 2,
+            **options,
+        )
+
+    def weights(self, device: torch.device) -> list[LayerWeights]:
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        return [
+            LayerWeights(*(w if w is None else w.detach().to(device) for w in found))
+            for suffix in ("", "_reverse")[: self.case.directions]
+            for found in [[getattr(self.module, name + suffix, None) for name in names]]
+        ]
+
+    def kernels(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """y, h_n (, c_n) from the kernels."""
+        case = self.case
+        y, states = run_layer(
+            case.problem,
+            case.config,
+            self.x.to(device),
+            self.weights(device),
+            [s.to(device) for s in self.hx] if case.initial else None,
+            batch_first=case.batch_first,
+            reverse=case.reverse,
+        )
+        return tuple(t.cpu() for t in (y.transpose(0, 1) if case.batch_first else y, *states))
+
+    def torch_nn(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """y, h_n (, c_n) from torch.nn on the CPU in `dtype`, from the same numbers."""
+        case = self.case
+        module = self._module().to(dtype)
+        module.load_state_dict(self.module.state_dict())
+        hx = tuple(s.to(dtype) for s in self.hx)
+        time_dim = 1 if case.batch_first else 0
+        x = self.x.to(dtype).flip(time_dim) if case.reverse else self.x.to(dtype)
+        with torch.no_grad():
+            y, states = module(x, None if not case.initial else hx if len(hx) == 2 else hx[0])
+        y = y.flip(time_dim) if case.reverse else y
+        return (y, *states) if isinstance(states, tuple) else (y, states)
+
+
+def check_case(case: Case, device: torch.device, seed: int) -> Errors:
+    """The worst errors over y and the final states of one case."""
+    layer = Layer(case, seed)
+    # tf32 has float16's mantissa; torch on a CPU has no tf32 of its own to measure.
+    like = torch.float16 if case.precision == "tf32" else case.dtype
+    compared = [
+        compare(ours, torchs, reference, like)
+        for ours, torchs, reference in zip(
+            layer.kernels(device), layer.torch_nn(like), layer.torch_nn(torch.float64), strict=True
+        )
+    ]
+    return max(compared, key=lambda errors: errors.ours / errors.tolerance if errors.tolerance else errors.ours)
+
+
+REGIMES = ("single_cta", "cooperative/dataflow", "cooperative/barrier")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """Every cell in every regime and dtype; in full also odd shapes, directions, strides and tf32."""
+    for cell, regime, dtype in itertools.product(CELLS, REGIMES, DTYPES):
+        yield Case(cell, regime, dtype, directions=2 if dtype == torch.bfloat16 else 1)
+    if quick:
+        return
+    for cell, regime in itertools.product(CELLS, REGIMES):
+        yield Case(cell, regime, torch.float32, hidden_size=1, batch_size=1, length=1, bias=False)
+        yield Case(cell, regime, torch.bfloat16, hidden_size=7, batch_size=17, length=3, directions=2, initial=False)
+        yield Case(cell, regime, torch.float16, hidden_size=100, batch_size=2, length=3, batch_first=True)
+        yield Case(cell, regime, torch.float32, hidden_size=33, batch_size=5, length=40, reverse=True)
+        yield Case(cell, regime, torch.float32, hidden_size=48, batch_size=4, length=6, precision="tf32")
+
+
+def run_checks(
+    *,
+    interpret: bool | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    only: Sequence[Case] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Check the kernels; one row a case, column "ok" says whether it is within tolerance.
+
+    interpret:  run in the concurrent interpreter on the CPU; None where there is no GPU.
+    seed:       of the numbers and of the interpreter's schedule.
+    """
+    on_cpu = not torch.cuda.is_available() if interpret is None else interpret
+    device = torch.device("cpu" if on_cpu else "cuda")
+    chosen = list(cases(quick)) if only is None else list(only)
+    rows = []
+    for index, case in enumerate(track(chosen, "checking the kernels", disable=not progress, transient=True)):
+        with interpreter.interpret(seed + index) if on_cpu else nullcontext():
+            errors = check_case(case, device, seed + index)
+        rows.append(
+            {
+                "cell": case.cell,
+                "regime": case.regime,
+                "dtype": ("tf32" if case.precision == "tf32" else str(case.dtype).removeprefix("torch.")),
+                "shape": f"T={case.length} B={case.batch_size} H={case.hidden_size} D={case.directions}",
+                "error": errors.ours,
+                "torch_error": errors.torchs,
+                "tolerance": errors.tolerance,
+                "ok": errors.ok,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def print_checks(table: pd.DataFrame, console: Console | None = None) -> None:
+    """The worst case of each cell, regime and dtype beside torch's own error."""
+    console = console or Console()
+    where = "interpreted on the CPU" if not torch.cuda.is_available() else "on the GPU"
+    printed = Table(title=f"largest error against torch.nn in float64, kernels {where}")
+    for column in ("cell", "regime", "dtype", "cases", "error", "torch's own", "allowed", ""):
+        printed.add_column(column, justify="left" if column in ("cell", "regime", "dtype") else "right")
+    for (cell, regime, dtype), group in table.groupby(["cell", "regime", "dtype"], sort=False):
+        worst = group.loc[(group["error"] / group["tolerance"]).fillna(float("inf")).idxmax()]
+        verdict = "[green]ok" if group["ok"].all() else "[red]WRONG"
+        numbers = (f"{worst[name]:.1e}" for name in ("error", "torch_error", "tolerance"))
+        printed.add_row(cell, regime, dtype, str(len(group)), *numbers, verdict)
+    console.print(printed)
+
