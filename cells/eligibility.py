@@ -100,7 +100,8 @@ def transform(module: RecurrentBase, call: Call) -> Reason | None:
 
 
 def forward_ad_dual(module: RecurrentBase, call: Call) -> Reason | None:
-    if forward_ad._current_level < 0:
+    # Inside a torch.func transform tensors cannot be asked for their tangent; `transform` speaks for it.
+    if forward_ad._current_level < 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     if all(forward_ad.unpack_dual(t).tangent is None for t in _tensors(module, call)):
         return None

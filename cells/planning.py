@@ -40,17 +40,21 @@ def problem_of(module: RecurrentBase, call: Call) -> Problem:
 
 def full_plan(module: RecurrentBase, call: Call) -> Plan:
     """The path of this call with every reason that stands against a kernel."""
-    problem = problem_of(module, call)
     about_problem = reasons(module, call, PROBLEM)
     moment = reasons(module, call, MOMENT)
     if about_problem:
-        return Plan(problem, "eager", reasons=about_problem + moment)
+        return Plan(problem_of(module, call), "eager", reasons=about_problem + moment)
+    plan = _select(module, call)
+    if moment:
+        return Plan(plan.problem, "eager", reasons=plan.reasons + moment)
+    return plan
+
+
+def _select(module: RecurrentBase, call: Call) -> Plan:
+    """The plan of a call whose problem has no reason against it: what this device has for that problem."""
     from ..autotune.select import select
 
-    plan = select(problem, call.x.device)
-    if moment:
-        return Plan(problem, "eager", reasons=plan.reasons + moment)
-    return plan
+    return select(problem_of(module, call), call.x.device)
 
 
 def kernel_plan(module: RecurrentBase, call: Call) -> Plan | None:
@@ -58,15 +62,13 @@ def kernel_plan(module: RecurrentBase, call: Call) -> Plan | None:
 
     Raises RuntimeError where holdfast.backend is "triton" and no kernel can run.
     """
-    strict = current_backend() == "triton"
-    if not strict and not eligible(module, call):
-        return None
-    plan = full_plan(module, call)
-    if plan.regime != "eager":
-        return plan
+    if eligible(module, call):
+        plan = _select(module, call)
+        if plan.regime != "eager":
+            return plan
     # An empty batch is no fallback: there is nothing that a kernel could have computed.
-    if strict and plan.problem.batch_size > 0:
-        raise RuntimeError(refusal(type(module).__name__, plan))
+    if current_backend() == "triton" and call.batch_size(module.batch_first) > 0:
+        raise RuntimeError(refusal(type(module).__name__, full_plan(module, call)))
     return None
 
 
