@@ -54,7 +54,7 @@ def environment_lines(found: Environment) -> list[tuple[str, str]]:
     build = f"CUDA {found.cuda}" if found.cuda else "CPU build"
     return [
         ("GPU", ", ".join(found.gpus) or "none that torch can use"),
-        ("torch", f"{found.torch} ({build}, {found.torch_threads} threads)"),
+        ("torch", f"{found.torch} ({build}; threads: {found.torch_threads})"),
         ("Triton", found.triton or "not installed: the kernels cannot run"),
         ("Python", f"{found.python} on {found.system}, {found.cpus} CPUs"),
     ]

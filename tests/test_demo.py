@@ -22,6 +22,7 @@ from holdfast.bench.demo.text import (
     without_repeats,
     xz_bits,
 )
+from holdfast.bench.demo.through_kernels import through_kernels
 from holdfast.bench.demo.train import Recipe, batches, bits_per_character, train
 from holdfast.bench.tables import to_markdown
 
@@ -143,6 +144,15 @@ def test_models_learn_and_report(corpus, vocabulary, tmp_path):
     assert all(path.stat().st_size > 100 for path in paths)
     assert list(pd.read_csv(paths[0])["model"]) == list(CELLS)
     assert to_markdown(results_table(learners)).count("\n") == 2 + len(CELLS)
+
+
+def test_models_score_the_same_through_the_kernels(corpus, vocabulary):
+    """Real text, a whole model, the kernels in the interpreter."""
+    numbers = vocabulary.encode(corpus.train[:10_000])
+    learners = train({cell: tiny(vocabulary, cell) for cell in CELLS}, numbers, numbers[:1000], Recipe(epochs=0.1))
+    table = through_kernels(learners, vocabulary.encode(corpus.held_out))
+    assert not table["path"].str.startswith("eager").any()
+    assert (table["bits/char, kernels"] - table["bits/char, torch"]).abs().max() < 1e-4
 
 
 def test_time_limit_stops_all_models_at_the_same_update(corpus, vocabulary):

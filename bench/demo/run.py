@@ -19,6 +19,7 @@ from ..tables import print_environment, print_table
 from .model import CELLS, CharModel, hidden_size_for, sample
 from .report import results_table, write_report
 from .text import Corpus, Vocabulary, python_docs, unigram_bits, xz_bits
+from .through_kernels import STEPS, STREAMS, through_kernels
 from .train import Learner, Recipe, train
 
 PARAMETERS = 120_000
@@ -69,6 +70,10 @@ def run_demo(out: Path, minutes: float = 2.0, quick: bool = False, seed: int = 0
     best = min(learners, key=lambda learner: learner.curve[-1].held_out_bits)
     written = sample(best.model, vocabulary, PROMPT, 400, seed=seed)
     console.print(Panel(Text(written), title=f"The {best.name} writes (temperature 0.7, seed {seed})"))
+
+    console.rule("4. The trained models through the kernels")
+    console.print(f"{STEPS} steps of {STREAMS} streams of held-out text, read by the kernels and by torch's own op:")
+    print_table(through_kernels(learners, vocabulary.encode(corpus.held_out), seed), console)
 
     paths = write_report(learners, baselines, out)
     console.print("Written: " + ", ".join(map(str, paths)))
