@@ -16,12 +16,12 @@ app = typer.Typer(
 )
 
 CellName = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
-DtypeName = Literal["fp32", "bf16", "fp16", "fp64"]
+DtypeName = Literal["fp32", "bf16", "fp16"]
 WRONG = (
     "kernels differ from torch.nn by more than is allowed, see the table",
     'Until that is fixed, HOLDFAST_BACKEND=eager avoids them. Please report it with the output of "holdfast info".',
 )
-TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
@@ -151,7 +151,9 @@ def explain(
     """Print the plan for one layer: regime, config and where it comes from, or why no kernel runs."""
     import torch
 
+    from ..cells.planning import precision
     from ..kernels.problem import Problem
     from .explain import print_plans
 
-    print_plans(Problem(cell, getattr(torch, TORCH_DTYPES[dtype]), hidden, batch, 2 if bidirectional else 1))
+    torch_dtype = getattr(torch, TORCH_DTYPES[dtype])
+    print_plans(Problem(cell, torch_dtype, hidden, batch, 2 if bidirectional else 1, precision(torch_dtype)))

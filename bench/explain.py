@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..autotune.heuristic import choose
-from ..autotune.select import select
-from ..kernels.plan import Plan, Reason
+from ..autotune.select import select, select_for
 from ..kernels.problem import Problem
-from ..kernels.resources import H100, DeviceLimits
+from ..kernels.resources import H100
 
 
 def print_plans(problem: Problem) -> None:
@@ -19,12 +17,4 @@ def print_plans(problem: Problem) -> None:
         return
     print("This machine has no GPU that torch can use: every call runs eager, on torch's own op.")
     print(f"On an {H100.name} the choice would be:")
-    print(heuristic_plan(problem, H100))
-
-
-def heuristic_plan(problem: Problem, device: DeviceLimits) -> Plan:
-    """What the heuristic chooses for a described device."""
-    choice = choose(problem, device)
-    if isinstance(choice, Reason):
-        return Plan(problem, "eager", reasons=(choice,))
-    return Plan(problem, choice.regime, choice, "heuristic")
+    print(select_for(problem, H100))
