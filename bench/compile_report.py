@@ -1,0 +1,190 @@
+"""What the kernels cost on each GPU architecture, as their compilers say: a table made without a GPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..autotune.compile_many import Outcome, Request, compile_many, programs
+from ..autotune.heuristic import choose
+from ..autotune.targets import REFERENCE_DEVICE, TARGETS
+from ..kernels.cell_spec import CELLS
+from ..kernels.plan import Reason
+from ..kernels.problem import Precision, Problem
+
+KINDS: tuple[tuple[torch.dtype, Precision], ...] = (
+    (torch.float32, "tf32"),
+    (torch.float32, "ieee"),
+    (torch.bfloat16, "ieee"),
+    (torch.float16, "ieee"),
+)
+"""What a kernel can compute in: dtype, and what a float32 product may be rounded to."""
+
+HIDDEN_SIZES = (1, 7, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 1536, 2048)
+BATCH_SIZES = (1, 8, 16, 32, 64, 128, 256)
+
+
+def full_grid() -> list[Problem]:
+    """Every cell × dtype × size × batch × directions that the compile gate covers."""
+    return [
+        Problem(cell, dtype, hidden, batch, directions, precision)
+        for cell, (dtype, precision), hidden, batch, directions in itertools.product(
+            CELLS, KINDS, HIDDEN_SIZES, BATCH_SIZES, (1, 2)
+        )
+    ]
+
+
+def quick_grid() -> list[Problem]:
+    """A few problems that between them meet every cell, dtype and regime, and sizes odd and even, small and large."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    return [
+        *(Problem(cell, bf16, hidden, 16) for cell in CELLS for hidden in (100, 768)),
+        *(Problem(cell, fp32, 256, 16, precision="tf32") for cell in CELLS),
+        *(Problem(cell, fp32, 100, 1) for cell in CELLS),
+        *(Problem("lstm", bf16, hidden, 16) for hidden in (7, 64, 128, 256, 512, 1000, 1024)),
+        *(Problem("gru", bf16, hidden, 16, directions=2) for hidden in (64, 384)),
+        *(Problem("lstm", bf16, 768, batch) for batch in (1, 64, 256)),
+        Problem("lstm", fp16, 768, 16),
+        Problem("lstm", fp32, 384, 16),
+    ]
+
+
+def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: bool = True) -> pd.DataFrame:
+    """One row for each problem on each target: the config that the heuristic chooses, and what its kernel costs.
+
+    targets:   architecture names of `autotune.targets.TARGETS`; each stands for its reference device.
+    progress:  show a bar on standard error.
+
+    Columns: the problem (cell, dtype, precision, hidden_size, batch, directions), target, regime, config, registers
+    (32-bit, per thread), spill_bytes (per thread), shared_bytes (per program), shared_limit (bytes that the device
+    gives one program), matrix_family, matrix_instructions, barriers (both counted in the code, not as run),
+    weight_loads_in_loop, grid (programs of the launch), resident_programs (that the device holds at once),
+    compile_seconds (near 0 where Triton's disk cache had the kernel) and note: why no kernel is used, or why it did
+    not compile. What does not apply to a row is missing there (pd.NA).
+
+    Raises ValueError for an unknown target.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    choices = [
+        (target, problem, choose(problem, REFERENCE_DEVICE[target])) for problem in problems for target in targets
+    ]
+    requests = [
+        Request(problem, choice, target) for target, problem, choice in choices if not isinstance(choice, Reason)
+    ]
+    outcomes = _compile_with_bar(requests, progress)
+    rows = []
+    for target, problem, choice in choices:
+        row: dict[str, object] = _problem_columns(problem) | {"target": target}
+        if isinstance(choice, Reason):
+            row |= {"regime": "eager", "note": str(choice)}
+        else:
+            request = Request(problem, choice, target)
+            row |= {"regime": choice.regime, "config": str(choice)} | _outcome_columns(request, outcomes[request])
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+COLUMNS = {
+    "cell": "string",
+    "dtype": "string",
+    "precision": "string",
+    "hidden_size": "Int64",
+    "batch": "Int64",
+    "directions": "Int64",
+    "target": "string",
+    "regime": "string",
+    "config": "string",
+    "registers": "Int64",
+    "spill_bytes": "Int64",
+    "shared_bytes": "Int64",
+    "shared_limit": "Int64",
+    "matrix_family": "string",
+    "matrix_instructions": "Int64",
+    "barriers": "Int64",
+    "weight_loads_in_loop": "Int64",
+    "grid": "Int64",
+    "resident_programs": "Int64",
+    "compile_seconds": "Float64",
+    "note": "string",
+}
+"""The report's columns and their pandas dtypes."""
+
+
+def _compile_with_bar(requests: list[Request], visible: bool) -> dict[Request, Outcome]:
+    bar = Progress(
+        TextColumn("Compiling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not visible,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        return compile_many(requests, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _problem_columns(problem: Problem) -> dict[str, object]:
+    return {
+        "cell": problem.cell,
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "precision": problem.precision,
+        "hidden_size": problem.hidden_size,
+        "batch": problem.batch_size,
+        "directions": problem.directions,
+    }
+
+
+def _outcome_columns(request: Request, outcome: Outcome) -> dict[str, object]:
+    report = outcome.report
+    if report is None:
+        return {"note": outcome.error}
+    return {
+        "registers": report.registers,
+        "spill_bytes": report.spill_bytes,
+        "shared_bytes": report.shared_bytes,
+        "shared_limit": REFERENCE_DEVICE[request.target].shared_per_block,
+        "matrix_family": report.matrix_family,
+        "matrix_instructions": report.matrix_instructions,
+        "barriers": report.barriers,
+        "weight_loads_in_loop": outcome.weight_loads_in_loop,
+        "grid": programs(request),
+        "resident_programs": outcome.resident_programs,
+        "compile_seconds": round(report.seconds, 2),
+    }
+
+
+def write_csv(report: pd.DataFrame, path: Path) -> None:
+    """Write every row and column."""
+    report.to_csv(path, index=False)
+
+
+def write_markdown(report: pd.DataFrame, path: Path) -> None:
+    """Write a GitHub table; what does not apply to a row is left empty."""
+    lines = ["| " + " | ".join(report.columns) + " |", "|" + "---|" * len(report.columns)]
+    for row in report.itertuples(index=False):
+        cells = ("" if pd.isna(value) else str(value).replace("|", "\\|").replace("\n", " ") for value in row)
+        lines.append("| " + " | ".join(cells) + " |")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def run(out: Path, targets: Sequence[str] = TARGETS, quick: bool = False) -> pd.DataFrame:
+    """Build the report and write `compile_report.csv` and `compile_report.md` into the folder `out`.
+
+    quick:  a few dozen problems instead of the full grid.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    report = build_report(targets, quick_grid() if quick else full_grid())
+    write_csv(report, out / "compile_report.csv")
+    write_markdown(report, out / "compile_report.md")
+    return report
