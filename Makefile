@@ -16,7 +16,7 @@ TRITON ?= 3.6.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-PIP_INSTALL := $(PIP) install --quiet --disable-pip-version-check $(PIP_ARGS)
+PIP_INSTALL := $(PIP) install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 PYTEST := $(BIN)/python -m pytest
 OTHER_TRITON := .triton-$(TRITON)
 KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tests/test_compile_gate*.py)
@@ -54,19 +54,22 @@ clean: ## remove everything that make created
 	rm -rf $(VENV) .triton-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(BIN)/python:
-	@command -v "$(PYTHON)" >/dev/null || { echo "No $(PYTHON) here. Name a Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+# A stamp and not the interpreter: an interrupted `python -m venv` leaves one without pip.
+$(VENV)/venv.stamp:
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "No $(PYTHON) here. Name a Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "holdfast needs Python 3.10 or newer and $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." \
 			"Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$("$(PYTHON)" --version)"
-	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+	@"$(PYTHON)" -m venv $(VENV) || { \
 		echo "$(PYTHON) cannot create a virtual environment. Install its venv module" \
 			"(on Debian and Ubuntu: the package python3-venv) and run make again." >&2; exit 1; }
+	@touch $@
 
 # torch goes first and alone, so that nothing else can pull in another build of it. "2.13.0+cpu" is a version of its own,
 # newer than "2.13.0": without a driver it is asked for by name, with one it is excluded by name.
-$(VENV)/torch.stamp: | $(BIN)/python
+$(VENV)/torch.stamp: | $(VENV)/venv.stamp
 	@set -e; pins="triton==$(TRITON_VERSION); platform_system == 'Linux'"; \
 	if [ -n "$(TORCH)" ]; then \
 		echo "Installing $(TORCH)"; $(PIP_INSTALL) "$(TORCH)"; \
@@ -93,7 +96,7 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 
 # Beside the environment, not in it: PYTHONPATH puts this Triton before the pinned one.
 # Triton 3.6.0's interpreter fails on NumPy 2.4 and newer.
-$(OTHER_TRITON)/stamp: | $(BIN)/python
+$(OTHER_TRITON)/stamp: | $(VENV)/venv.stamp
 	@echo "Installing Triton $(TRITON) into $(OTHER_TRITON)"
 	@$(PIP_INSTALL) --no-deps --target $(OTHER_TRITON) triton==$(TRITON) $(if $(filter 3.6.0,$(TRITON)),'numpy<2.4')
 	@touch $@
