@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
@@ -22,7 +23,8 @@ class RecurrentBase(nn.RNNBase):
 
     Parameters, attributes, state_dict, pickles and the methods that look after them are `torch.nn.RNNBase`'s.
     It derives from RNNBase and not from nn.LSTM (nn.GRU, nn.RNN), because torch.compile refuses those and their
-    subclasses: `isinstance(module, nn.LSTM)` is False. `holdfast.to_torch` gives the torch.nn module back.
+    subclasses: `isinstance(module, nn.LSTM)` is False. `holdfast.to_torch` gives the torch.nn module back, for
+    torch.jit.script too, which does not take these modules.
     """
 
     # torch.nn words this differently for each module.
@@ -68,6 +70,8 @@ class RecurrentBase(nn.RNNBase):
 
         With holdfast.backend "triton", RuntimeError where no kernel can run.
         """
+        if isinstance(input, Proxy):
+            return self._as_one_node(input, hx)
         call = self._checked(input, hx)
         plan = kernel_plan(self, call)
         if plan is not None:
@@ -84,6 +88,10 @@ class RecurrentBase(nn.RNNBase):
         Nothing is run. x and hx are as for forward, and what forward refuses is refused here in the same words.
         """
         return full_plan(self, self._checked(x, hx))
+
+    def _as_one_node(self, input: Proxy, hx: Any) -> Any:
+        """Stay a single call in a torch.fx graph, which fx grants of itself only to modules under torch.nn."""
+        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input, hx), {})  # type: ignore[attr-defined]
 
     def _checked(self, input: Tensor | PackedSequence, hx: Any) -> Call:
         """torch.nn's checks in torch.nn's order. Weights that were replaced are looked up anew, as torch.nn does."""

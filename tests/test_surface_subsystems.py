@@ -389,3 +389,23 @@ def test_jit_trace(cell):
     a, b = pair(cell)
     traced = torch.jit.trace(a, X)
     torch.testing.assert_close(traced(X)[0], y(b))
+
+
+class Tagger(nn.Module):
+    def __init__(self, recurrent):
+        super().__init__()
+        self.recurrent = recurrent
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        output, _ = self.recurrent(x)
+        return self.head(output)
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru", "lstm"])
+def test_fx_keeps_the_module_as_one_node(cell):
+    """As it does modules of torch.nn; a module of anybody else's is traced into, and could not be."""
+    a, b = (torch.fx.symbolic_trace(Tagger(module)) for module in pair(cell))
+    b.head.load_state_dict(a.head.state_dict())
+    assert [(n.op, str(n.target)) for n in a.graph.nodes] == [(n.op, str(n.target)) for n in b.graph.nodes]
+    assert torch.equal(a(X), b(X))
