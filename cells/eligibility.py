@@ -26,6 +26,16 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON_INSTALLED = find_spec("triton") is not None
 
 
+BACKEND_EAGER = Reason("backend_eager", 'holdfast.backend is "eager"; choose "auto" to allow kernels')
+TRACING = Reason(
+    "tracing", "torch.compile, export and jit.trace see torch's own op: the kernels are not custom ops yet"
+)
+NEEDS_GRAD = Reason(
+    "needs_grad",
+    "training runs eager: the kernels' backward is not built yet; for inference call under torch.no_grad()",
+)
+
+
 def autocast_dtype(call: Call) -> torch.dtype | None:
     """What autocast turns x into, None where it is off or leaves x alone (float64, as torch's own RNNs)."""
     device_type = call.x.device.type
@@ -59,15 +69,13 @@ def interpreting() -> bool:
 def backend_eager(module: RecurrentBase, call: Call) -> Reason | None:
     if current_backend() != "eager":
         return None
-    return Reason("backend_eager", 'holdfast.backend is "eager"; choose "auto" to allow kernels')
+    return BACKEND_EAGER
 
 
 def tracing(module: RecurrentBase, call: Call) -> Reason | None:
     if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         return None
-    return Reason(
-        "tracing", "torch.compile, export and jit.trace see torch's own op: the kernels are not custom ops yet"
-    )
+    return TRACING
 
 
 def no_triton(module: RecurrentBase, call: Call) -> Reason | None:
@@ -76,8 +84,13 @@ def no_triton(module: RecurrentBase, call: Call) -> Reason | None:
     return Reason("no_triton", "Triton is not installed")
 
 
+def in_reach_of_kernels(x: Tensor) -> bool:
+    """Whether kernels could read x where it is. `forward` asks this first: on a CPU it is all there is to ask."""
+    return x.is_cuda or (interpreting() and x.device.type == "cpu")
+
+
 def no_gpu(module: RecurrentBase, call: Call) -> Reason | None:
-    if call.x.is_cuda or (call.x.device.type == "cpu" and interpreting()):
+    if in_reach_of_kernels(call.x):
         return None
     return Reason("no_gpu", f"x is on {call.x.device}; kernels run on a GPU, or on a CPU inside the interpreter")
 
@@ -87,10 +100,7 @@ def needs_grad(module: RecurrentBase, call: Call) -> Reason | None:
         return None
     if not any(t.requires_grad for t in _tensors(module, call)):
         return None
-    return Reason(
-        "needs_grad",
-        "training runs eager: the kernels' backward is not built yet; for inference call under torch.no_grad()",
-    )
+    return NEEDS_GRAD
 
 
 def transform(module: RecurrentBase, call: Call) -> Reason | None:
@@ -166,7 +176,7 @@ def empty_batch(module: RecurrentBase, call: Call) -> Reason | None:
 
 Predicate = Callable[["RecurrentBase", Call], Reason | None]
 
-# About the problem: no device has a kernel for it. `no_gpu` comes first because it settles most calls on a CPU.
+# About the problem: no device has a kernel for it.
 PROBLEM: tuple[Predicate, ...] = (
     no_gpu,
     no_triton,
@@ -190,8 +200,8 @@ def reasons(module: RecurrentBase, call: Call, predicates: tuple[Predicate, ...]
 
 
 def eligible(module: RecurrentBase, call: Call) -> bool:
-    """Whether no reason holds: `forward` asks this, and the first reason ends it."""
-    for predicate in PROBLEM + MOMENT:  # noqa: SIM110  a plain loop costs microseconds less than all()
+    """Whether no reason holds: `forward` asks this, and the first reason ends it. Likely reasons come first."""
+    for predicate in MOMENT + PROBLEM:  # noqa: SIM110  a plain loop costs microseconds less than all()
         if predicate(module, call) is not None:
             return False
     return True

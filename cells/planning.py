@@ -10,7 +10,7 @@ from ..kernels.plan import Plan
 from ..kernels.problem import Precision, Problem
 from .backend import current_backend
 from .call import Call
-from .eligibility import MOMENT, PROBLEM, eligible, kernel_dtype, reasons
+from .eligibility import MOMENT, PROBLEM, eligible, in_reach_of_kernels, kernel_dtype, reasons
 
 if TYPE_CHECKING:
     from .base import RecurrentBase
@@ -62,6 +62,8 @@ def kernel_plan(module: RecurrentBase, call: Call) -> Plan | None:
 
     Raises RuntimeError where holdfast.backend is "triton" and no kernel can run.
     """
+    if not in_reach_of_kernels(call.x) and current_backend() != "triton":
+        return None
     if eligible(module, call):
         plan = _select(module, call)
         if plan.regime != "eager":

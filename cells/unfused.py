@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 from .call import Call
 from .eligibility import forward_ad_dual, needs_grad
@@ -26,11 +27,11 @@ Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 def needs_unfused(module: RecurrentBase, call: Call) -> bool:
     """Whether torch's fused op would refuse what it accepts in plain eager mode."""
-    if call.batch_sizes is not None:
-        return False
     if torch.compiler.is_compiling():
-        return compiled_cpu_lstm_training(module, call)
-    return under_vmap_or_jvp() or forward_ad_dual(module, call) is not None
+        return call.batch_sizes is None and compiled_cpu_lstm_training(module, call)
+    if get_interpreter_stack() is None and forward_ad._current_level < 0:
+        return False
+    return call.batch_sizes is None and (under_vmap_or_jvp() or forward_ad_dual(module, call) is not None)
 
 
 def compiled_cpu_lstm_training(module: RecurrentBase, call: Call) -> bool:
