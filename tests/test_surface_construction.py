@@ -69,6 +69,7 @@ def test_same_seed_gives_same_module(ours, theirs, options):
         assert a.__jit_unused_properties__ == b.__jit_unused_properties__
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 def test_state_dict_loads_both_ways(ours, theirs):
     for variant in variants(ours, theirs):
