@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pandas as pd
 import pytest
+
 from holdfast.autotune.targets import TARGETS
 from holdfast.bench.compile_report import build_report, full_grid, quick_grid
 
