@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pandas as pd
 from torch import Tensor
 
 from ...cells.backend import backend
 from ...kernels import interpreter
-from ..paths import both_plans, in_words
+from ..paths import both_plans
 from .text import streams
 from .train import Learner, bits_per_character
 
@@ -19,15 +20,17 @@ STEPS = 16  # the interpreter walks them one program at a time: tens of millisec
 
 
 def through_kernels(learners: Sequence[Learner], numbers: Tensor, seed: int = 0) -> pd.DataFrame:
-    """Score a little text with each model twice: by torch's op, and by the kernels (interpreted without a GPU).
+    """Score a little text with each model by torch's op in float64, and by torch's op and the kernels as trained.
 
     numbers:  characters of the text; the first `STREAMS * (STEPS + 1)` are read.
+    Without a GPU the kernels run in the interpreter.
     """
     rows = []
     for learner in learners:
         device = learner.model.head.weight.device
         text = streams(numbers[: STREAMS * (STEPS + 1)], STREAMS).to(device)
         with backend("eager"):
+            exact = bits_per_character(deepcopy(learner.model).double(), text, STEPS)
             torchs = bits_per_character(learner.model, text, STEPS)
         with backend("auto"), nullcontext() if text.is_cuda else interpreter.interpret(seed):
             _, plan = both_plans(learner.model.recurrent, STREAMS)
@@ -35,10 +38,11 @@ def through_kernels(learners: Sequence[Learner], numbers: Tensor, seed: int = 0)
         rows.append(
             {
                 "model": learner.name,
-                "path": in_words(plan),
-                "bits/char, kernels": round(ours, 6),
-                "bits/char, torch": round(torchs, 6),
-                "difference": f"{ours - torchs:+.1e}",
+                "regime": plan.regime,
+                "products": plan.problem.precision,
+                "bits/char in float64": f"{exact:.4f}",
+                "error of the kernels": f"{ours - exact:+.1e}",
+                "error of torch": f"{torchs - exact:+.1e}",
             }
         )
     return pd.DataFrame(rows)
