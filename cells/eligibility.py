@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .base import RecurrentBase
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 TRITON_INSTALLED = find_spec("triton") is not None
 
 
@@ -158,14 +159,30 @@ def mixed_devices(module: RecurrentBase, call: Call) -> Reason | None:
     return Reason("mixed_devices", f"x, hx and the weights are on {', '.join(sorted(map(str, devices)))}")
 
 
-def tensor_subclass(module: RecurrentBase, call: Call) -> Reason | None:
-    """FakeTensor, DTensor and the like: a kernel would read memory that is not there or not all of it."""
-    kinds = {type(t) for t in _tensors(module, call)} - {torch.Tensor, Parameter}
-    if not kinds:
-        return None
-    return Reason(
-        "tensor_subclass", f"a kernel needs plain tensors, got {', '.join(sorted(k.__name__ for k in kinds))}"
-    )
+def not_plain_tensors(module: RecurrentBase, call: Call) -> Reason | None:
+    """A kernel reads memory: FakeTensor, DTensor and the like have none or part of it, and signs may be pending."""
+    for t in _tensors(module, call):
+        if type(t) not in (torch.Tensor, Parameter) or t.layout is not torch.strided or t.is_neg():
+            kind = f"{type(t).__name__} of layout {t.layout}{' with a pending sign' if t.is_neg() else ''}"
+            return Reason("not_plain_tensors", f"a kernel needs plain dense tensors, got {kind}")
+    return None
+
+
+def misshapen_weights(module: RecurrentBase, call: Call) -> Reason | None:
+    """torch.nn notices a replaced weight of another shape, if at all, in its op; a kernel would read out of bounds."""
+    if module.proj_size > 0:
+        return None  # `projection` is the reason
+    rows = GATES[module.mode] * module.hidden_size
+    directions = 2 if module.bidirectional else 1
+    names, weights = iter(module._flat_weights_names), iter(module.flat_weights())
+    for layer in range(module.num_layers):
+        width = module.input_size if layer == 0 else directions * module.hidden_size
+        biases = ((rows,), (rows,)) if module.bias else ()
+        for shape in ((rows, width), (rows, module.hidden_size), *biases) * directions:
+            name, weight = next(names), next(weights)
+            if weight.shape != shape:
+                return Reason("misshapen_weights", f"{name} should be of size {shape}, got {tuple(weight.shape)}")
+    return None
 
 
 def empty_batch(module: RecurrentBase, call: Call) -> Reason | None:
@@ -186,7 +203,8 @@ PROBLEM: tuple[Predicate, ...] = (
     unsupported_dtype,
     mixed_dtypes,
     mixed_devices,
-    tensor_subclass,
+    not_plain_tensors,
+    misshapen_weights,
     empty_batch,
 )
 # About the moment of the call: the same problem may run on a kernel at another time.
