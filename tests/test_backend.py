@@ -32,14 +32,10 @@ def names(plan):
 
 
 @pytest.fixture(autouse=True)
-def _restored():
-    before = holdfast.current_backend()
-    yield
-    holdfast.backend(before)
-
-
-def test_default_is_auto():
-    assert holdfast.current_backend() == "auto"
+def _auto():
+    """Each test starts from "auto", whatever HOLDFAST_BACKEND says, and leaves nothing behind."""
+    with holdfast.backend("auto"):
+        yield
 
 
 def test_plain_call_holds_until_the_next():
@@ -75,7 +71,7 @@ def test_other_threads_and_tasks_are_not_touched():
         thread = threading.Thread(target=lambda: seen.append(holdfast.current_backend()))
         thread.start()
         thread.join()
-    assert seen == ["auto"]
+    assert seen == [os.environ.get("HOLDFAST_BACKEND", "auto")]
 
     async def task(name):
         with holdfast.backend(name):
@@ -103,6 +99,9 @@ def python(code, **environment):
 
 
 def test_environment_variable():
+    environment = {name: value for name, value in os.environ.items() if name != "HOLDFAST_BACKEND"}
+    code = [sys.executable, "-c", "import holdfast; print(holdfast.current_backend())"]
+    assert subprocess.run(code, env=environment, capture_output=True, text=True, check=True).stdout.strip() == "auto"
     done = python("import holdfast; print(holdfast.current_backend())", HOLDFAST_BACKEND="eager")
     assert done.stdout.strip() == "eager", done.stderr
     done = python("import holdfast", HOLDFAST_BACKEND="fast")
@@ -317,6 +316,14 @@ def test_kernel_path_spreads_nan_and_inf_as_torch(where, value):
         close(a(x, hx), b(x, hx))
 
 
+@pytest.mark.usefixtures("_ieee")
+def test_kernel_path_in_inference_mode():
+    a, b = pair("lstm", num_layers=2, bidirectional=True)
+    with torch.inference_mode(), holdfast.backend("triton"), interpret():
+        close(a(X), b(X))
+        assert a(X)[0].is_inference()
+
+
 def test_auto_takes_the_kernel_where_it_can():
     a, _ = pair("gru")
     with interpret() as interpreter:
@@ -349,7 +356,10 @@ def test_auto_takes_the_kernel_where_it_can():
         ("mixed_devices", lambda m: m(X, torch.zeros(1, 2, 7, device="meta"))),
         ("tracing", lambda m: torch.jit.trace(m, X)),
         ("unsupported_dtype", lambda m: m.double()(X.double())),
-        ("tensor_subclass", lambda m: m(X.as_subclass(Subclass))),
+        ("not_plain_tensors", lambda m: m(X.as_subclass(Subclass))),
+        ("not_plain_tensors", lambda m: m(X, torch.zeros(1, 2, 7, dtype=torch.complex64).conj().imag)),
+        ("misshapen_weights", lambda m: (setattr(m, "weight_hh_l0", nn.Parameter(torch.zeros(21, 6))), m(X))),
+        ("misshapen_weights", lambda m: (setattr(m, "bias_hh_l0", nn.Parameter(torch.zeros(1))), m(X))),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
