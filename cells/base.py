@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
+from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
@@ -91,7 +91,8 @@ class RecurrentBase(nn.RNNBase):
 
     def _as_one_node(self, input: Proxy, hx: Any) -> Any:
         """Stay a single call in a torch.fx graph, which fx grants of itself only to modules under torch.nn."""
-        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input, hx), {})  # type: ignore[attr-defined]
+        tracer = cast(Tracer, input.tracer)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), {})
 
     def _checked(self, input: Tensor | PackedSequence, hx: Any) -> Call:
         """torch.nn's checks in torch.nn's order. Weights that were replaced are looked up anew, as torch.nn does."""
