@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -34,6 +35,7 @@ GATE_MATH_US = 0.8 / 1755.0
 """Assumed: gate math of one unit and row per SM, about ten special-function results at 16 a clock."""
 
 
+@lru_cache(maxsize=4096)
 def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
     """The feasible config with the least estimated time, or why W_hh cannot stay resident on this GPU."""
     feasible = []
@@ -46,34 +48,83 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
             refusals.append(refusal)
     if feasible:
         return min(feasible, key=lambda c: (_leaves_wgmma(problem, c), estimated_step_us(problem, c, limits)))
+    why = refusals[-1] if refusals else "no tiling of this size compiles without spilling registers"
     size = _matrix_bytes(problem, limits)
     return Reason(
         "not_resident",
         f"W_hh of {problem.cell} with hidden_size={problem.hidden_size}, {size / 2**20:.1f} MiB for "
         f"{problem.directions} direction(s) as {str(problem.dtype).removeprefix('torch.')}, cannot stay resident on "
-        f"{limits.name}: {refusals[-1]}",
+        f"{limits.name}: {why}",
     )
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Blocks of a cooperative program that compile without a spill for hidden sizes up to `max_k`.
+
+    rows:     of the dot, gates * BLOCK_H; 64 are one warp group's wgmma.
+    columns:  BLOCK_B.
+    block_k:  the largest chunk of W_hh.
+    max_k:    most columns of W_hh, padded to whole chunks.
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+    block_k: int
+    max_k: int
+
+
+# What bounds max_k is the tile of h that is being polled, in registers. Found by compiling every cell for sm_80,
+# sm_90 and sm_100 with Triton 3.7.1; one chunk size more or 4 warps for 32 columns spill somewhere.
+TILINGS = {
+    "half": (
+        Tiling(64, 16, 4, 256, 768),
+        Tiling(64, 16, 4, 128, 1024),
+        Tiling(64, 32, 8, 256, 768),
+        Tiling(64, 32, 8, 128, 1024),
+        Tiling(128, 16, 8, 256, 768),
+        Tiling(32, 16, 4, 128, 1536),
+    ),
+    "tf32": (
+        Tiling(64, 16, 4, 128, 512),
+        Tiling(64, 32, 8, 128, 512),
+        Tiling(128, 16, 8, 128, 256),
+        Tiling(32, 16, 4, 256, 768),
+        Tiling(32, 16, 8, 128, 1024),
+    ),
+    # wgmma and tcgen05 only: as mma.sync on sm_80 the three products spill at every size tried.
+    "tf32x3": (Tiling(64, 16, 4, 128, 256),),
+    # AMD keeps W_hh in registers; 8 waves would halve them.
+    "amd": (Tiling(64, 16, 4, 256, 1024),),
+}
+
+
+def tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
+    if limits.arch[0] == "hip":
+        return TILINGS["amd"]
+    if problem.dtype != torch.float32:
+        return TILINGS["half"]
+    if problem.precision == "tf32":
+        return TILINGS["tf32"]
+    return TILINGS["tf32x3"] if int(limits.arch[1]) >= 90 else ()
+
+
 def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
-    """All tilings that are considered, feasible or not; the last is the one with the smallest programs."""
+    """All tilings that are considered, whether or not they fit this GPU."""
     gates = CELLS[problem.cell].padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     if block <= 256:
         yield Config("single_cta", 16, block, block, num_warps=8 if gates * block * _width(problem) > 256 * 2 else 4)
-    # Rows of the dot: 64 is one warp group's wgmma. 8 warps on AMD halve the registers that hold the weights.
-    # 32 columns need 8 warps, or the tile of h that is being polled spills.
-    for rows, columns, warps in ((64, 16, 4), (64, 32, 8), (128, 16, 8), (32, 16, 4)):
-        if limits.arch[0] == "hip" and warps == 8:
-            continue
-        yield Config(
-            "cooperative", columns, rows // gates, _block_k(problem), num_warps=warps, exchange="dataflow"
-        )
+    for tiling in tilings(problem, limits):
+        block_k = _block_k(problem, tiling.block_k)
+        if math.ceil(problem.hidden_size / block_k) * block_k <= tiling.max_k:
+            yield Config("cooperative", tiling.columns, tiling.rows // gates, block_k, num_warps=tiling.num_warps)
 
 
-def _block_k(problem: Problem) -> int:
+def _block_k(problem: Problem, largest: int) -> int:
     """The chunk that pads hidden_size least; of those the largest."""
-    sizes = (256, 128, 64, 32)
+    sizes = [size for size in (256, 128, 64, 32) if size <= largest]
     return min(sizes, key=lambda size: (math.ceil(problem.hidden_size / size) * size, -size))
 
 
@@ -114,9 +165,10 @@ def fits_shared(problem: Problem, config: Config, limits: DeviceLimits) -> str |
 
 
 def fits_registers(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    need, budget = footprint(problem, config, limits).registers, 400 if limits.arch[0] == "hip" else 64
+    need = footprint(problem, config, limits).registers
+    budget = 300 if limits.arch[0] == "hip" else 96
     if need > budget:
-        return f"its tiles take {need} registers a thread, more than the {budget} that compile without a spill"
+        return f"its big tiles take {need} registers a thread; more than {budget} spill"
     return None
 
 
@@ -128,13 +180,7 @@ def is_co_resident(problem: Problem, config: Config, limits: DeviceLimits) -> st
     return None
 
 
-def is_matrix_shape(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    rows = CELLS[problem.cell].padded_gates * config.BLOCK_H
-    return None if rows >= 16 else f"a tile of {rows} rows is below the matrix unit's 16"
-
-
 CONSTRAINTS: tuple[Callable[[Problem, Config, DeviceLimits], str | None], ...] = (
-    is_matrix_shape,
     fits_shared,
     fits_registers,
     is_co_resident,
@@ -157,8 +203,8 @@ def estimated_step_us(problem: Problem, config: Config, limits: DeviceLimits) ->
 
 
 def _leaves_wgmma(problem: Problem, config: Config) -> bool:
-    """Fewer than 64 rows are not Hopper's wgmma: only where nothing else fits."""
-    return CELLS[problem.cell].padded_gates * config.BLOCK_H < 64
+    """Fewer than 64 rows are not Hopper's wgmma: a team of smaller programs only where nothing else fits."""
+    return config.regime == "cooperative" and CELLS[problem.cell].padded_gates * config.BLOCK_H < 64
 
 
 def _width(problem: Problem) -> int:

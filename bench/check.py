@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..kernels import interpreter
 from ..kernels.cell_spec import CELLS
 from ..kernels.config import Config, Exchange
-from ..kernels import interpreter
 from ..kernels.launch import LayerWeights, run_layer
 from ..kernels.problem import Precision, Problem
 from .tolerance import Errors, compare
@@ -51,7 +51,12 @@ class Case:
     @property
     def problem(self) -> Problem:
         return Problem(
-            self.cell, self.dtype, self.hidden_size, self.batch_size, directions=self.directions, precision=self.precision
+            self.cell,
+            self.dtype,
+            self.hidden_size,
+            self.batch_size,
+            directions=self.directions,
+            precision=self.precision,
         )
 
     @property
@@ -74,8 +79,7 @@ class Layer:
         shape = (B, T, case.input_size) if case.batch_first else (T, B, case.input_size)
         self.x = torch.randn(shape, generator=generator).to(case.dtype)
         self.hx = tuple(
-            torch.randn(case.directions, B, case.hidden_size, generator=generator).to(case.dtype)
-            for _ in range(states)
+            torch.randn(case.directions, B, case.hidden_size, generator=generator).to(case.dtype) for _ in range(states)
         )
         self.module = self._module().to(case.dtype)
         with torch.no_grad():
@@ -96,11 +100,15 @@ class Layer:
         )
 
     def weights(self, device: torch.device) -> list[LayerWeights]:
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        parameters = {name: value.detach().to(device) for name, value in self.module.named_parameters()}
         return [
-            LayerWeights(*(w if w is None else w.detach().to(device) for w in found))
+            LayerWeights(
+                parameters["weight_ih_l0" + suffix],
+                parameters["weight_hh_l0" + suffix],
+                parameters.get("bias_ih_l0" + suffix),
+                parameters.get("bias_hh_l0" + suffix),
+            )
             for suffix in ("", "_reverse")[: self.case.directions]
-            for found in [[getattr(self.module, name + suffix, None) for name in names]]
         ]
 
     def kernels(self, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -211,4 +219,3 @@ def print_checks(table: pd.DataFrame, console: Console | None = None) -> None:
         numbers = (f"{worst[name]:.1e}" for name in ("error", "torch_error", "tolerance"))
         printed.add_row(cell, regime, dtype, str(len(group)), *numbers, verdict)
     console.print(printed)
-

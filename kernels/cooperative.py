@@ -16,6 +16,7 @@ from .tiles import (
     load_gates,
     load_states,
     load_weights,
+    multiply,
     of_direction,
     recurrent_gates,
     store_states,
@@ -66,9 +67,8 @@ def forward(
 
     unit = member * BLOCK_H + tl.arange(0, BLOCK_H)
     unit_ok = unit < HIDDEN
-    weights = load_weights(
-        of_direction(w_hh, direction, DIRECTIONS), member * BLOCK_H, GATES, PADDED_GATES, HIDDEN, BLOCK_H, BLOCK_K
-    )
+    w_ptr = of_direction(w_hh, direction, DIRECTIONS)
+    weights = load_weights(w_ptr, member * BLOCK_H, GATES, PADDED_GATES, HIDDEN, BLOCK_H, BLOCK_K, PRECISION)
     bias = load_bias(b_hh, direction, unit, unit_ok, GATES, HIDDEN, DIRECTIONS)
 
     gx_ptr += direction.to(tl.int64) * stride_gxd
@@ -111,9 +111,10 @@ def forward(
                 HIDDEN,
                 BLOCK_K,
             )
-            acc = tl.zeros((PADDED_GATES * BLOCK_H, BLOCK_B), dtype=tl.float32)
+            h_t = ()
             for chunk in tl.static_range(CHUNKS):
-                acc = tl.dot(weights[chunk], tl.trans(h[chunk]), acc, input_precision=PRECISION)
+                h_t = h_t + (tl.trans(h[chunk]),)
+            acc = multiply(weights, h_t, CHUNKS, PRECISION)
             acc = tl.where(budget > 0, acc, float("nan"))
             state = STEP(x, recurrent_gates(acc, bias, GATES, PADDED_GATES, BLOCK_H, BLOCK_B), state)
             h_base = y_tile + time_of(step, T, reverse) * stride_yt

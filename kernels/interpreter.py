@@ -59,6 +59,8 @@ class Interpreter:
         self.resident_programs = resident_programs
         self.spin_limit = 1000
         self.launches = 0
+        self.trace: list[int] = []
+        """Who had each turn, over all launches."""
 
     def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None:
         scheduler = Scheduler(self.seed + self.launches, raise_on_deadlock=self.raise_on_deadlock)
@@ -74,7 +76,10 @@ class Interpreter:
                 with np.errstate(all="ignore"):
                     function(**bound)
 
-            scheduler.run([(index, body) for index in range(grid) if index not in self.stalled])
+            try:
+                scheduler.run([(index, body) for index in range(grid) if index not in self.stalled])
+            finally:
+                self.trace += scheduler.trace
 
 
 @contextmanager
@@ -102,9 +107,7 @@ def _interpreted_language(builder: _Builder) -> Iterator[None]:
     scope = base._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     # Triton 3.6.0 converts a one-element array with int(), which NumPy 2.4 refuses.
     scope.set_attr(tl.tensor, "__index__", lambda self: self.handle.data.item())
-    scope.set_attr(
-        triton.JITFunction, "__call__", lambda self, *args, **kwargs: _rewritten(self)(*args, **kwargs)
-    )
+    scope.set_attr(triton.JITFunction, "__call__", lambda self, *args, **kwargs: _rewritten(self)(*args, **kwargs))
     base.interpreter_builder.__class__ = _Builder
     base.interpreter_builder.__dict__.update(builder.__dict__)
     try:
@@ -120,8 +123,8 @@ class _Builder(base.InterpreterBuilder):
     """Evaluates the language's operations; memory goes through the scheduler."""
 
     scheduler: Scheduler
-    writers: dict[int, int]
-    """Byte address of every element stored in this launch -> the program that stored it."""
+    writers: dict[int, tuple[int, int]]
+    """Byte address of every element stored in this launch -> the program that stored it first, and the bits."""
 
     @classmethod
     def over(cls, scheduler: Scheduler, grid: int) -> _Builder:
@@ -154,7 +157,7 @@ class _Builder(base.InterpreterBuilder):
         live = np.broadcast_to(mask.data, shape)
         if not live.any():
             return
-        self._claim(ptrs.data[live])
+        self._claim(ptrs.data[live], np.broadcast_to(value.data, shape)[live])
         early = np.array([scheduler.random.random() < 0.5 for _ in range(live.size)]).reshape(shape)
         for part in (live & early, live & ~early):
             program.store_buffer.append(self._pending_store(ptrs, value, part, policy))
@@ -205,16 +208,18 @@ class _Builder(base.InterpreterBuilder):
     def _check_plain_load(self, addresses: np.ndarray) -> None:
         me = self.scheduler.running().index
         for address in addresses.tolist():
-            writer = self.writers.get(address, me)
+            writer, _ = self.writers.get(address, (me, None))
             if writer != me:
                 raise RaceError(f"program {me} loads, not volatile, what program {writer} stores in the same launch")
 
-    def _claim(self, addresses: np.ndarray) -> None:
+    def _claim(self, addresses: np.ndarray, values: np.ndarray) -> None:
         me = self.scheduler.running().index
-        for address in addresses.tolist():
-            writer = self.writers.setdefault(address, me)
-            if writer != me:
-                raise RaceError(f"programs {writer} and {me} store to the same address")
+        bits = values.view(f"u{values.itemsize}").tolist()
+        for address, value in zip(addresses.tolist(), bits, strict=True):
+            writer, stored = self.writers.get(address, (me, value))
+            if writer != me and stored != value:
+                raise RaceError(f"programs {writer} and {me} store different values to the same address")
+            self.writers[address] = (writer, value)
 
 
 def _range(addresses: np.ndarray, ptrs: TensorHandle) -> Range:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,10 +60,20 @@ def run_layer(
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
     x = x.to(problem.dtype)
-    weights = [LayerWeights(*(w if w is None else w.to(problem.dtype) for w in direction)) for direction in weights]
+    weights = [_cast(direction, problem.dtype) for direction in weights]
     with torch.autocast(x.device.type, enabled=False), _matmul_precision(x, problem.precision):
         gx = project_input(x, weights, batch_first=batch_first)
     return time_loop(problem, config, gx, weights, initial, reverse=reverse)
+
+
+def _cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    w_ih, w_hh, b_ih, b_hh = weights
+    return LayerWeights(
+        w_ih.to(dtype),
+        w_hh.to(dtype),
+        None if b_ih is None else b_ih.to(dtype),
+        None if b_hh is None else b_hh.to(dtype),
+    )
 
 
 def project_input(x: torch.Tensor, weights: Sequence[LayerWeights], *, batch_first: bool) -> torch.Tensor:
@@ -164,9 +175,8 @@ def _resident(
     problem: Problem, config: Config, device: torch.device, arguments: dict[str, Any], options: dict[str, int]
 ) -> int:
     """Programs of the compiled kernel that the device holds at once, by its own registers and shared memory."""
-    features = (arguments["b_hh"] is None, arguments["initial"] is None)
-    key = (device.index, problem.cell, problem.dtype, problem.hidden_size, problem.directions, problem.precision)
-    key += (config, features)
+    has_bias, has_initial = arguments["b_hh"] is not None, arguments["initial"] is not None
+    key = (device.index, replace(problem, batch_size=0), config, has_bias, has_initial)
     if key not in _resident_cache:
         kernel = kernel_of(config)
         if "arrivals_ptr" in kernel.arg_names and config.exchange == "barrier":
@@ -199,4 +209,3 @@ def _matmul_precision(x: torch.Tensor, precision: Precision) -> Any:
     if x.device.type == "cuda" and x.dtype == torch.float32:
         return _float32_matmul_precision(precision)
     return nullcontext()
-

@@ -40,6 +40,7 @@ class Scheduler:
         self.raise_on_deadlock = raise_on_deadlock
         self.programs: list[Program] = []
         self.current: Program | None = None
+        self.trace: list[int] = []
 
     def run(self, bodies: Sequence[tuple[int, Callable[[], None]]]) -> None:
         """Run (index, body) pairs. Raises what a body raises, and DeadlockError."""
@@ -57,12 +58,14 @@ class Scheduler:
                 awake = alive
             program = self.random.choice(awake)
             self.current = program
+            self.trace.append(program.index)
             program.coroutine.parent = main
             program.coroutine.switch()
             self.current = None
             if program.coroutine.dead:
-                self.drain(program)
                 alive.remove(program)
+        for program in self.programs:
+            self.drain(program)
 
     def give_up_turn(self) -> None:
         greenlet.getcurrent().parent.switch()

@@ -10,6 +10,7 @@ from .tiles import (
     load_gates,
     load_states,
     load_weights,
+    multiply,
     of_direction,
     recurrent_gates,
     store_states,
@@ -48,9 +49,8 @@ def forward(
 
     unit = tl.arange(0, BLOCK_H)
     unit_ok = unit < HIDDEN
-    weights = load_weights(
-        of_direction(w_hh, direction, DIRECTIONS), 0, GATES, PADDED_GATES, HIDDEN, BLOCK_H, BLOCK_H
-    )
+    w_ptr = of_direction(w_hh, direction, DIRECTIONS)
+    weights = load_weights(w_ptr, 0, GATES, PADDED_GATES, HIDDEN, BLOCK_H, BLOCK_H, PRECISION)
     bias = load_bias(b_hh, direction, unit, unit_ok, GATES, HIDDEN, DIRECTIONS)
 
     row = tl.arange(0, BLOCK_B)
@@ -71,7 +71,7 @@ def forward(
         x_ahead = load_gates(gx_tile + time_of(ahead, T, reverse) * stride_gxt + gx_offsets, mask, GATES, HIDDEN)
         # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
         h = tl.where(unit_ok[:, None], state[0], 0.0).to(weights[0].dtype)
-        acc = tl.dot(weights[0], h, input_precision=PRECISION)
+        acc = multiply(weights, (h,), 1, PRECISION)
         state = STEP(x, recurrent_gates(acc, bias, GATES, PADDED_GATES, BLOCK_H, BLOCK_B), state)
         tl.store(y_tile + time_of(step, T, reverse) * stride_yt + tile_offsets, state[0], mask=mask)
         x = x_ahead

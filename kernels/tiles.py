@@ -22,6 +22,12 @@ def of_direction(pointers, direction, DIRECTIONS: tl.constexpr):
 
 
 @triton.jit
+def high_part(tile):
+    """A float32 tile with the 13 bits cut off that TF32 does not hold."""
+    return (tile.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def load_weights(
     w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
     unit0,  # first hidden unit of this program
@@ -30,21 +36,54 @@ def load_weights(
     HIDDEN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """This program's rows of W_hh as a tuple of tiles [PADDED_GATES * BLOCK_H, BLOCK_K], zero where masked."""
+    """This program's rows of W_hh as a tuple of tiles [PADDED_GATES * BLOCK_H, BLOCK_K], zero where masked.
+
+    "tf32x3": the high part of every chunk, then the rest of every chunk.
+    """
     m = tl.arange(0, PADDED_GATES * BLOCK_H)
     gate = m // BLOCK_H
     unit = unit0 + m % BLOCK_H
     row = gate * HIDDEN + unit
     row_ok = (gate < GATES) & (unit < HIDDEN)
     chunks = ()
+    rests = ()
     for chunk in tl.static_range((HIDDEN + BLOCK_K - 1) // BLOCK_K):
         k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = row_ok[:, None] & (k < HIDDEN)[None, :]
-        chunks = chunks + (tl.load(w_ptr + row[:, None] * HIDDEN + k[None, :], mask=mask, other=0.0),)
+        tile = tl.load(w_ptr + row[:, None] * HIDDEN + k[None, :], mask=mask, other=0.0)
+        if PRECISION == "tf32x3":
+            high = high_part(tile)
+            rests = rests + (tile - high,)
+            tile = high
+        chunks = chunks + (tile,)
         # One chunk on its way to shared memory at a time: all at once are 192 registers (LSTM, H=768).
         tl.debug_barrier()
-    return chunks
+    return chunks + rests
+
+
+@triton.jit
+def multiply(weights, h, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
+    """W_hh h from resident chunks and the tuple of h's chunks [BLOCK_K, BLOCK_B], accumulated in float32.
+
+    "tf32x3" is float32 on the matrix unit: of both operands' high parts and rests, the three largest
+    products. Done here because the compiler's own spills: LSTM float32 H=256, sm_100: 2,552 bytes.
+    """
+    acc = tl.zeros((weights[0].shape[0], h[0].shape[1]), dtype=tl.float32)
+    if PRECISION == "tf32x3":
+        for chunk in tl.static_range(CHUNKS):
+            high = high_part(h[chunk])
+            acc = tl.dot(weights[chunk], h[chunk] - high, acc, input_precision="tf32")
+            acc = tl.dot(weights[CHUNKS + chunk], high, acc, input_precision="tf32")
+        # An infinite operand has a rest of inf - inf: what it does to the product is the high parts' to say.
+        acc = tl.where(acc == acc, acc, 0.0)
+        for chunk in tl.static_range(CHUNKS):
+            acc = tl.dot(weights[chunk], high_part(h[chunk]), acc, input_precision="tf32")
+    else:
+        for chunk in tl.static_range(CHUNKS):
+            acc = tl.dot(weights[chunk], h[chunk], acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
@@ -114,7 +153,9 @@ def time_of(step, T, reverse):
 
 
 @triton.jit
-def recurrent_gates(acc, bias, GATES: tl.constexpr, PADDED_GATES: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+def recurrent_gates(
+    acc, bias, GATES: tl.constexpr, PADDED_GATES: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr
+):
     """W_hh h + b_hh as a tuple of gate tiles, from the accumulator of the dot."""
     split = split_gates(acc, PADDED_GATES, BLOCK_H, BLOCK_B)
     tiles = ()
