@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from holdfast.kernels import resources
 from holdfast.kernels.resources import A100, H100, KNOWN, L4, MI300X, DeviceLimits, from_device, resident_programs
 
