@@ -70,7 +70,7 @@ def plot_curves(learners: Sequence[Learner], baselines: Mapping[str, float], pat
     left.set_ylabel("bits per character")
     left.set_ylim(top=min(left.get_ylim()[1], 1.05 * max(baselines.values())))
     left.legend(
-        frameon=False, title="held out (dotted: training text)", fontsize=8, title_fontsize=8, loc="upper center"
+        frameon=False, title="held out (dotted: training text)", fontsize=8, title_fontsize=8, loc="center right"
     )
     figure.savefig(path, dpi=130)
 
