@@ -107,6 +107,7 @@ def _kernel_key(request: Request) -> str:
             spec.attrs,
             spec.num_warps,
             spec.num_stages,
+            spec.options,
         )
     )
 
@@ -122,6 +123,7 @@ def _compile(request: Request) -> Outcome:
             request.target,
             num_warps=spec.num_warps,
             num_stages=spec.num_stages,
+            **spec.options,
         )
         loads = weight_loads_in_loop(report, "w_hh")
     except Exception as error:  # whatever a compiler raises is the finding here

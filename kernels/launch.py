@@ -11,7 +11,7 @@ import torch
 
 from .cell_spec import CELLS
 from .config import Config
-from .describe import batch_tiles, constexprs, kernel_of, least_grid, num_groups
+from .describe import backend_options, batch_tiles, constexprs, kernel_of, least_grid, num_groups
 from .exchange import SENTINEL
 from .executor import substitute
 from .problem import Precision, Problem
@@ -137,7 +137,7 @@ def _launch(problem: Problem, config: Config, device: torch.device, arguments: d
     executor = substitute()
     platform = "hip" if torch.version.hip else "cuda"
     arguments |= constexprs(problem, config, platform)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **backend_options(platform)}
     if config.regime == "cooperative":
         raise_if_stalled(device)
         arguments |= {
