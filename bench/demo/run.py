@@ -75,7 +75,7 @@ def run_demo(out: Path, minutes: float = 2.0, quick: bool = False, seed: int = 0
     console.print(f"{STEPS} steps of {STREAMS} streams of held-out text, in float32:")
     table = through_kernels(learners, vocabulary.encode(corpus.held_out), seed)
     print_table(table, console)
-    if (table["products"] == "tf32").any():
+    if device == "cpu" and (table["products"] == "tf32").any():
         console.print("The kernels round products to TF32, torch's default for an RNN on a GPU; a CPU knows no TF32.")
 
     paths = write_report(learners, baselines, out)
