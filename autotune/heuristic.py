@@ -115,7 +115,8 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     gates = CELLS[problem.cell].padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     if block <= 256:
-        yield Config("single_cta", 16, block, block, num_warps=8 if gates * block * _width(problem) > 256 * 2 else 4)
+        resident = gates * block * _width(problem) * _parts(problem, limits)  # bytes of W_hh per column
+        yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 else 4)
     for tiling in tilings(problem, limits):
         block_k = _block_k(problem, tiling.block_k)
         if math.ceil(problem.hidden_size / block_k) * block_k <= tiling.max_k:

@@ -6,9 +6,9 @@ On a GPU the kernels are compiled; without one they run in the concurrent interp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -20,9 +20,9 @@ from rich.table import Table
 from ..kernels import interpreter
 from ..kernels.cell_spec import CELLS
 from ..kernels.config import Config, Exchange
-from ..kernels.launch import LayerWeights, run_layer
+from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer, run_layer
 from ..kernels.problem import Precision, Problem
-from .tolerance import Errors, compare
+from .tolerance import Errors, compare_all
 
 _TORCH = {"rnn_tanh": torch.nn.RNN, "rnn_relu": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
@@ -72,7 +72,7 @@ class Case:
 class Layer:
     """The numbers of a case, and the layer of torch.nn that they are compared with."""
 
-    def __init__(self, case: Case, seed: int) -> None:
+    def __init__(self, case: Case, seed: int, *, away_from_kinks: bool = False) -> None:
         self.case = case
         generator = torch.Generator().manual_seed(seed)
         B, T, states = case.batch_size, case.length, CELLS[case.cell].states
@@ -86,6 +86,17 @@ class Layer:
             for parameter in self.module.parameters():
                 values = torch.rand(parameter.shape, generator=generator) * 2 - 1
                 parameter.copy_(values / case.hidden_size**0.5)
+            if away_from_kinks and case.bias:
+                self._keep_away_from_zero(generator)
+
+    def _keep_away_from_zero(self, generator: torch.Generator) -> None:
+        """Preactivations near 1 or -1: near 0 a rounding error picks relu's other derivative."""
+        for name, parameter in self.module.named_parameters():
+            if name.startswith("weight"):
+                parameter.mul_(0.3)
+            else:
+                sign = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
+                parameter.copy_(sign if name.startswith("bias_ih") else torch.zeros(()))
 
     def _module(self) -> torch.nn.RNNBase:
         case = self.case
@@ -138,19 +149,78 @@ class Layer:
         y = y.flip(time_dim) if case.reverse else y
         return (y, *states) if isinstance(states, tuple) else (y, states)
 
+    def gradients(self, device: torch.device, keep: Keep) -> dict[str, torch.Tensor]:
+        """Gradients of every parameter, x and the initial states from the kernels, for `self.loss_weights`."""
+        case = self.case
+        weights, x = self.weights(device), self.x.to(device)
+        initial = [s.to(device) for s in self.hx] if case.initial else None
+        options = {"batch_first": case.batch_first, "reverse": case.reverse}
+        y, _, residuals = forward_layer(case.problem, case.config, x, weights, initial, keep=keep, **options)
+        dy, *d_final = (t.to(device) for t in self.loss_weights())
+        dy = dy.transpose(0, 1) if case.batch_first else dy
+        backward = replace(case.problem, phase="backward")
+        found = backward_layer(backward, case.config, x, weights, initial, y, residuals, dy, d_final, **options)
+        named = {"x": found.x}
+        for suffix, of_direction in zip(("", "_reverse"), found.weights, strict=False):
+            names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+            named |= {name + suffix: g for name, g in zip(names, of_direction, strict=True) if g is not None}
+        if case.initial:
+            named |= {f"hx[{index}]": g for index, g in enumerate(found.initial)}
+        return {name: g.cpu() for name, g in named.items() if g is not None}
+
+    def torch_gradients(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The same from torch.nn on the CPU in `dtype`."""
+        case = self.case
+        module = self._module().to(dtype)
+        module.load_state_dict(self.module.state_dict())
+        hx = tuple(s.to(dtype, copy=True).requires_grad_() for s in self.hx)
+        x = self.x.to(dtype, copy=True).requires_grad_()
+        time_dim = 1 if case.batch_first else 0
+        y, states = module(
+            x.flip(time_dim) if case.reverse else x, None if not case.initial else hx if len(hx) == 2 else hx[0]
+        )
+        y = y.flip(time_dim) if case.reverse else y
+        outputs = (y, *states) if isinstance(states, tuple) else (y, states)
+        torch.autograd.backward(outputs, [w.to(dtype) for w in self.loss_weights()])
+        named = {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
+        if case.initial:
+            named |= {f"hx[{index}]": s.grad for index, s in enumerate(hx)}
+        return {name: g for name, g in named.items() if g is not None}
+
+    def loss_weights(self) -> list[torch.Tensor]:
+        """A random gradient for y, laid out as the module returns it, and for each final state."""
+        case = self.case
+        generator = torch.Generator().manual_seed(1)
+        B, T, D, H = case.batch_size, case.length, case.directions, case.hidden_size
+        shapes = [(B, T, D * H) if case.batch_first else (T, B, D * H), *[(D, B, H)] * len(self.hx)]
+        return [torch.randn(shape, generator=generator).to(case.dtype) for shape in shapes]
+
+
+def worst(errors: Iterable[Errors]) -> Errors:
+    """The errors nearest to, or furthest beyond, their tolerance."""
+    return max(errors, key=lambda e: e.ours / e.tolerance if e.tolerance else e.ours)
+
+
+def check_gradients(case: Case, device: torch.device, seed: int, keep: Keep) -> Errors:
+    """The worst errors over all gradients of one case."""
+    layer = Layer(case, seed, away_from_kinks=case.cell == "rnn_relu")
+    like = torch.float16 if case.precision == "tf32" else case.dtype
+    ours, torchs, reference = (
+        layer.gradients(device, keep),
+        layer.torch_gradients(like),
+        layer.torch_gradients(torch.float64),
+    )
+    assert ours.keys() == reference.keys()
+    named = [[found[name] for name in reference] for found in (ours, torchs, reference)]
+    return worst(compare_all(*named, like))
+
 
 def check_case(case: Case, device: torch.device, seed: int) -> Errors:
     """The worst errors over y and the final states of one case."""
     layer = Layer(case, seed)
     # tf32 has float16's mantissa; torch on a CPU has no tf32 of its own to measure.
     like = torch.float16 if case.precision == "tf32" else case.dtype
-    compared = [
-        compare(ours, torchs, reference, like)
-        for ours, torchs, reference in zip(
-            layer.kernels(device), layer.torch_nn(like), layer.torch_nn(torch.float64), strict=True
-        )
-    ]
-    return max(compared, key=lambda errors: errors.ours / errors.tolerance if errors.tolerance else errors.ours)
+    return worst(compare_all(layer.kernels(device), layer.torch_nn(like), layer.torch_nn(torch.float64), like))
 
 
 REGIMES = ("single_cta", "cooperative/dataflow", "cooperative/barrier")

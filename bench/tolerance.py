@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +37,28 @@ def compare(result: torch.Tensor, torchs: torch.Tensor, reference: torch.Tensor,
     dtype:  the precision in which the floor is counted; float32 results of tf32 products pass torch.float16,
             which has as many bits of mantissa.
     """
-    if reference.numel() == 0:
-        return Errors(0.0, 0.0, 0.0)
-    largest = reference.abs().max().item()
-    return Errors(
-        ours=(result.double() - reference).abs().max().item(),
-        torchs=(torchs.double() - reference).abs().max().item(),
-        floor=largest * torch.finfo(dtype).eps,
-    )
+    (errors,) = compare_all([result], [torchs], [reference], dtype)
+    return errors
+
+
+def compare_all(
+    results: Sequence[torch.Tensor],
+    torchs: Sequence[torch.Tensor],
+    references: Sequence[torch.Tensor],
+    dtype: torch.dtype,
+) -> list[Errors]:
+    """`compare` for the results of one computation, e.g. its gradients.
+
+    torch's error is taken relative to each tensor's largest value and is the largest of them all: a
+    small tensor shows a precision's error only by luck.
+    """
+    sizes = [r.abs().max().item() if r.numel() else 0.0 for r in references]
+    relative = max((_error(t, r) / s for t, r, s in zip(torchs, references, sizes, strict=True) if s), default=0.0)
+    return [
+        Errors(_error(result, reference), relative * size, size * torch.finfo(dtype).eps)
+        for result, reference, size in zip(results, references, sizes, strict=True)
+    ]
+
+
+def _error(result: torch.Tensor, reference: torch.Tensor) -> float:
+    return (result.double() - reference).abs().max().item() if reference.numel() else 0.0

@@ -12,7 +12,7 @@ from ..kernels.plan import Plan
 from .call import Call
 
 if TYPE_CHECKING:
-    from ..kernels.launch import LayerWeights
+    from ..kernels.layer import LayerWeights
     from .base import RecurrentBase
 
 
@@ -22,7 +22,7 @@ def run_layers(module: RecurrentBase, call: Call, plan: Plan) -> tuple[Tensor, t
     Returns (y, finals): y [T, B, D*H], or [B, T, D*H] as a view where the module is batch_first, and per state
     a tensor [layers*D, B, H], all in `plan.problem.dtype`, to which run_layer casts (autocast).
     """
-    from ..kernels.launch import run_layer
+    from ..kernels.layer import run_layer
 
     problem, config = plan.problem, plan.config
     assert config is not None, "only a plan with a config comes here"
@@ -44,7 +44,7 @@ def run_layers(module: RecurrentBase, call: Call, plan: Plan) -> tuple[Tensor, t
 
 def weights_by_layer(module: RecurrentBase) -> list[list[LayerWeights]]:
     """The weights of each layer, one LayerWeights per direction, read from the module as it stands now."""
-    from ..kernels.launch import LayerWeights
+    from ..kernels.layer import LayerWeights
 
     flat = module.flat_weights()
     per_direction = 4 if module.bias else 2

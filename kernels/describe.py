@@ -20,8 +20,9 @@ _SIXTEEN = [["tt.divisibility", 16]]
 _RUNTIME_SCALARS = ("T", "B", "reverse_bits", "num_groups", "spin_limit")
 
 
-def kernel_of(config: Config) -> triton.JITFunction:
-    return single_cta.forward if config.regime == "single_cta" else cooperative.forward
+def kernel_of(problem: Problem, config: Config) -> triton.JITFunction:
+    module = single_cta if config.regime == "single_cta" else cooperative
+    return module.forward if problem.phase == "forward" else module.backward
 
 
 def dot_precision(problem: Problem, platform: str) -> str:
@@ -39,13 +40,16 @@ def dot_precision(problem: Problem, platform: str) -> str:
 
 
 def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
-    """Compile-time arguments of `kernel_of(config)`. The batch and the length are not among them."""
+    """Compile-time arguments of `kernel_of(problem, config)`. The batch and the length are not among them."""
     cell = CELLS[problem.cell]
     values = {
-        "STEP": cell.step,
+        "GATES_OF": cell.gates_of,
+        "UPDATE": cell.update,
+        "GRADIENTS": cell.gradients,
         "GATES": cell.gates,
         "PADDED_GATES": cell.padded_gates,
         "STATES": cell.states,
+        "SAVED": cell.saved,
         "HIDDEN": problem.hidden_size,
         "DIRECTIONS": problem.directions,
         "PRECISION": dot_precision(problem, platform),
@@ -54,7 +58,7 @@ def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any
         "BLOCK_H": config.BLOCK_H,
         "BLOCK_K": config.BLOCK_K,
     }
-    return {name: values[name] for name in kernel_of(config).arg_names if name in values}
+    return {name: values[name] for name in kernel_of(problem, config).arg_names if name in values}
 
 
 def backend_options(platform: str) -> dict[str, int]:
@@ -102,28 +106,46 @@ class KernelDescription:
 
 
 def describe(
-    problem: Problem, config: Config, limits: DeviceLimits, *, has_bias: bool = True, has_initial: bool = True
+    problem: Problem,
+    config: Config,
+    limits: DeviceLimits,
+    *,
+    has_bias: bool = True,
+    has_initial: bool = True,
+    saves: bool = False,
 ) -> KernelDescription:
-    """The kernel as `launch` runs it on aligned tensors, for a GPU that need not be there."""
+    """The kernel as `launch` runs it on aligned tensors, for a GPU that need not be there.
+
+    saves:  forward: the kernel also stores v and the later states; backward: it reads v instead of
+            working it out again.
+    """
     cell = CELLS[problem.cell]
-    fn = kernel_of(config)
+    fn = kernel_of(problem, config)
     pointer = _POINTER[problem.dtype]
+    states = (pointer,) * cell.states
+    per_direction = (pointer,) * problem.directions
     types: dict[str, Any] = {
-        "gx_ptr": pointer,
-        "stride_gxd": "i64",
-        "stride_gxt": "i32",
-        "stride_gxb": "i32",
-        "w_hh": (pointer,) * problem.directions,
-        "b_hh": (pointer,) * problem.directions,
-        "initial": (pointer,) * cell.states,
-        "final": (pointer,) * cell.states,
-        "y_ptr": pointer,
-        "arrivals_ptr": "*i32",
-        "status_ptr": "*i32",
+        **dict.fromkeys(("gx_ptr", "ga_ptr", "y_ptr", "dy_ptr", "da_ptr", "dx_ptr", "saved_ptr"), pointer),
+        **dict.fromkeys(("initial", "final", "d_initial", "d_final"), states),
+        **dict.fromkeys(("w_hh", "b_hh"), per_direction),
+        **dict.fromkeys(("stride_gxt", "stride_gxb", "stride_dyt", "stride_dyb"), "i32"),
+        **dict.fromkeys(("arrivals_ptr", "status_ptr"), "*i32"),
         **dict.fromkeys(_RUNTIME_SCALARS, "i32"),
+        "stride_gxd": "i64",
+        "kept": states[1:],
+    }
+    backward = problem.phase == "backward"
+    recomputes = backward and cell.saved > 0 and not saves
+    absent = {
+        "b_hh": not has_bias,
+        "initial": not has_initial,
+        "arrivals_ptr": config.exchange != "barrier",
+        "kept": cell.states == 1 or not (saves or backward),
+        "saved_ptr": cell.saved == 0 or not saves,
+        "dx_ptr": not cell.split_gradient,
+        **dict.fromkeys(("gx_ptr", "ga_ptr"), backward and not recomputes),
     }
     values = constexprs(problem, config, limits.arch[0])
-    absent = {"b_hh": not has_bias, "initial": not has_initial, "arrivals_ptr": config.exchange != "barrier"}
     values |= {name: None for name, is_absent in absent.items() if is_absent and name in fn.arg_names}
     signature = {name: "constexpr" if name in values else types[name] for name in fn.arg_names}
     attrs: dict[tuple[int, ...], Any] = {}

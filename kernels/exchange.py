@@ -46,7 +46,7 @@ def _without_sentinel(tile):
 
 @triton.jit
 def _read(base, row_offsets, row_ok, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr):
-    """h as a tuple of tiles [BLOCK_B, BLOCK_K], straight from L2; all loads are issued before any is used."""
+    """Rows as a tuple of tiles [ROWS, BLOCK_K], straight from L2; all loads are issued before any is used."""
     tiles = ()
     for chunk in tl.static_range((HIDDEN + BLOCK_K - 1) // BLOCK_K):
         k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -66,9 +66,9 @@ def _unwritten(tiles, CHUNKS: tl.constexpr):
 
 @triton.jit
 def gather(
-    base,  # h of the previous step, row 0 of this batch tile
-    row_offsets,  # [BLOCK_B]
-    row_ok,  # [BLOCK_B]
+    base,  # what the team has published of one step for this batch tile
+    row_offsets,  # [ROWS], each row HIDDEN elements wide
+    row_ok,  # [ROWS]
     must_wait,  # False at the first step: h_0 is the caller's and may hold any bit pattern
     arrivals_ptr,  # this team's counter ("barrier")
     expected,  # arrivals to wait for ("barrier")
@@ -78,7 +78,7 @@ def gather(
     HIDDEN: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """h of the previous step as a tuple of tiles [BLOCK_B, BLOCK_K], and the budget: 0 if the wait ran out."""
+    """The rows as a tuple of tiles [ROWS, BLOCK_K], and the budget: 0 if the wait ran out."""
     CHUNKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
     polls = 0
     if EXCHANGE == "barrier":
@@ -104,13 +104,14 @@ def gather(
 
 
 @triton.jit
-def publish(ptrs, h, mask, arrivals_ptr, EXCHANGE: tl.constexpr):
-    """Store h (float32) in y's dtype, so that the team can read it at the next step."""
-    value = h.to(ptrs.dtype.element_ty)
-    if EXCHANGE == "dataflow":
-        value = _without_sentinel(value)
-    tl.store(ptrs, value, mask=mask)
+def publish(ptrs, tiles, mask, arrivals_ptr, EXCHANGE: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr):
+    """Store COUNT float32 tiles, STRIDE elements apart, in the pointer's dtype, for the team to read."""
+    for index in tl.static_range(COUNT):
+        value = tiles[index].to(ptrs.dtype.element_ty)
+        if EXCHANGE == "dataflow":
+            value = _without_sentinel(value)
+        tl.store(ptrs + index * STRIDE, value, mask=mask)
     if EXCHANGE == "barrier":
-        # Every thread's store before the one thread's release.
+        # Every thread's stores before the one thread's release.
         tl.debug_barrier()
         tl.atomic_add(arrivals_ptr, 1, sem="release")

@@ -141,7 +141,8 @@ class _Builder(base.InterpreterBuilder):
     def create_masked_load(self, ptrs, mask, other, *policy):
         program = self.scheduler.running()
         self.scheduler.drain(program)
-        addresses = ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)]
+        mask = TensorHandle(np.broadcast_to(mask.data, ptrs.data.shape).astype(bool), tl.int1)
+        addresses = ptrs.data[mask.data]
         if addresses.size:
             is_volatile = policy[-1]
             if is_volatile:
@@ -154,7 +155,7 @@ class _Builder(base.InterpreterBuilder):
     def create_masked_store(self, ptrs, value, mask, *policy):
         scheduler, program = self.scheduler, self.scheduler.running()
         shape = ptrs.data.shape
-        live = np.broadcast_to(mask.data, shape)
+        live = np.broadcast_to(mask.data, shape).astype(bool)
         if not live.any():
             return
         self._claim(ptrs.data[live], np.broadcast_to(value.data, shape)[live])

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["ieee", "tf32"]
+Phase = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Problem:
     dtype:       dtype of x, h and the weights on the kernel's side (after autocast).
     precision:   what a float32 product may be rounded to; "ieee" for the 16-bit dtypes.
     directions:  1, or 2 for both directions of a bidirectional layer in one launch.
+    phase:       "forward", or "backward" for the loop that carries the gradients.
 
     The sequence length is left out on purpose: no choice depends on it, so a new T never
     recompiles or retunes anything.
@@ -29,3 +31,4 @@ class Problem:
     batch_size: int
     directions: int = 1
     precision: Precision = "ieee"
+    phase: Phase = "forward"

@@ -6,13 +6,20 @@ import triton
 import triton.language as tl
 
 from .tiles import (
+    add_to_first,
     load_bias,
+    load_gate_blocks,
     load_gates,
+    load_sequence_states,
     load_states,
+    load_states_before,
+    load_v,
     load_weights,
     multiply,
     of_direction,
     recurrent_gates,
+    store_gates,
+    store_kept,
     store_states,
     time_of,
 )
@@ -29,13 +36,17 @@ def forward(
     initial,  # STATES pointers to [B, D * HIDDEN], as in the cooperative regime; None for zeros
     final,  # STATES pointers to [D, B, HIDDEN]
     y_ptr,  # [T, B, D * HIDDEN]
+    kept,  # STATES - 1 pointers to [T, B, D * HIDDEN]: the later states of every step; None: not kept
+    saved_ptr,  # [T, B, D * SAVED * HIDDEN]: v of every step; None: not saved
     T,
     B,
     reverse_bits,  # bit d: direction d walks from T - 1 to 0
-    STEP: tl.constexpr,
+    GATES_OF: tl.constexpr,
+    UPDATE: tl.constexpr,
     GATES: tl.constexpr,
     PADDED_GATES: tl.constexpr,
     STATES: tl.constexpr,
+    SAVED: tl.constexpr,
     HIDDEN: tl.constexpr,
     DIRECTIONS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -61,7 +72,6 @@ def forward(
     state = load_states(initial, tile_start + tile_offsets, mask, STATES)
     gx_tile = gx_ptr + direction.to(tl.int64) * stride_gxd + batch0 * stride_gxb
     gx_offsets = row.to(tl.int64)[None, :] * stride_gxb + unit[:, None]
-    y_tile = y_ptr + tile_start
     stride_yt = tl.cast(B, tl.int64) * (DIRECTIONS * HIDDEN)
 
     x = load_gates(gx_tile + time_of(0, T, reverse) * stride_gxt + gx_offsets, mask, GATES, HIDDEN)
@@ -72,8 +82,105 @@ def forward(
         # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
         h = tl.where(unit_ok[:, None], state[0], 0.0).to(weights[0].dtype)
         acc = multiply(weights, (h,), 1, PRECISION)
-        state = STEP(x, recurrent_gates(acc, bias, GATES, PADDED_GATES, BLOCK_H, BLOCK_B), state)
-        tl.store(y_tile + time_of(step, T, reverse) * stride_yt + tile_offsets, state[0], mask=mask)
+        v = GATES_OF(x, recurrent_gates(acc, bias, GATES, PADDED_GATES, BLOCK_H, BLOCK_B))
+        state = UPDATE(v, state)
+        step_start = tile_start + time_of(step, T, reverse) * stride_yt
+        tl.store(y_ptr + step_start + tile_offsets, state[0], mask=mask)
+        if kept is not None:
+            store_kept(kept, step_start + tile_offsets, state, mask, STATES)
+        if saved_ptr is not None:
+            saved_offsets = row[None, :] * (DIRECTIONS * SAVED * HIDDEN) + unit[:, None]
+            store_gates(saved_ptr + step_start * SAVED + saved_offsets, v, mask, SAVED, HIDDEN)
         x = x_ahead
     final_offsets = (direction.to(tl.int64) * B + batch0) * HIDDEN + row[None, :] * HIDDEN + unit[:, None]
     store_states(final, final_offsets, state, mask, STATES)
+
+
+@triton.jit(do_not_specialize=["T", "B", "reverse_bits"])
+def backward(
+    dy_ptr,  # [T, B, D * HIDDEN] by strides, the last contiguous; None: no gradient of y
+    stride_dyt,
+    stride_dyb,
+    d_final,  # STATES pointers to [D, B, HIDDEN]; None: no gradient of the final states
+    d_initial,  # STATES pointers to [D, B, HIDDEN]: written
+    w_hh,  # D pointers to [GATES * HIDDEN, HIDDEN]
+    initial,  # STATES pointers to [B, D * HIDDEN]; None for zeros
+    y_ptr,  # [T, B, D * HIDDEN]
+    kept,  # STATES - 1 pointers to [T, B, D * HIDDEN]; None where STATES is 1
+    saved_ptr,  # [T, B, D * SAVED * HIDDEN]: v as the forward loop saved it; None: from gx and ga
+    gx_ptr,  # [D, T, B, GATES * HIDDEN] by strides: W_ih x + b_ih; None where saved
+    stride_gxd,
+    stride_gxt,
+    stride_gxb,
+    ga_ptr,  # [D, T, B, GATES * HIDDEN], contiguous: W_hh h + b_hh; None where saved
+    da_ptr,  # [T, B, D * GATES * HIDDEN]: written
+    dx_ptr,  # as da_ptr, where the cell's gradients differ; else None
+    T,
+    B,
+    reverse_bits,  # bit d: direction d walked from T - 1 to 0 going forward
+    GATES_OF: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """The loop backwards; W^T da is one dot per gate, each with that gate's own resident block of W_hh."""
+    tiles = (B + BLOCK_B - 1) // BLOCK_B
+    direction = tl.program_id(0) // tiles
+    batch0 = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_B
+    reverse = ((reverse_bits >> direction) & 1) == 1
+
+    unit = tl.arange(0, BLOCK_H)
+    w_ptr = of_direction(w_hh, direction, DIRECTIONS)
+    weights = load_gate_blocks(w_ptr, GATES, HIDDEN, BLOCK_H, PRECISION)
+
+    row = tl.arange(0, BLOCK_B)
+    mask = (unit < HIDDEN)[:, None] & (batch0 + row < B)[None, :]
+    tile_offsets = row[None, :] * (DIRECTIONS * HIDDEN) + unit[:, None]
+    gate_offsets = row[None, :] * (DIRECTIONS * GATES * HIDDEN) + unit[:, None]
+    stride_t = tl.cast(B, tl.int64) * (DIRECTIONS * HIDDEN)
+    tile_start = batch0 * (DIRECTIONS * HIDDEN) + direction * HIDDEN
+    state_offsets = (direction.to(tl.int64) * B + batch0) * HIDDEN + row[None, :] * HIDDEN + unit[:, None]
+
+    d = load_states(d_final, state_offsets, mask, STATES)
+    last = time_of(T - 1, T, reverse)
+    after = load_sequence_states(y_ptr, kept, tile_start + last * stride_t + tile_offsets, mask, STATES)
+    for step in tl.range(T, disable_licm=True):
+        at = T - 1 - step
+        t = time_of(at, T, reverse)
+        start = tile_start + t * stride_t
+        before = load_states_before(
+            y_ptr, kept, initial, start, tile_start, stride_t, tile_offsets, at, reverse, mask, STATES
+        )
+        v = load_v(
+            saved_ptr,
+            start * SAVED + row[None, :] * (DIRECTIONS * SAVED * HIDDEN) + unit[:, None],
+            gx_ptr,
+            direction * stride_gxd + t * stride_gxt + (batch0 + row)[None, :] * stride_gxb + unit[:, None],
+            ga_ptr,
+            ((direction * T + t) * B + (batch0 + row)[None, :]) * (GATES * HIDDEN) + unit[:, None],
+            mask,
+            GATES_OF,
+            GATES,
+            SAVED,
+            HIDDEN,
+        )
+        if dy_ptr is not None:
+            dy_offsets = t * stride_dyt + (batch0 + row)[None, :] * stride_dyb + direction * HIDDEN + unit[:, None]
+            d = add_to_first(d, tl.load(dy_ptr + dy_offsets, mask=mask, other=0.0).to(tl.float32), STATES)
+        dx, da, d = GRADIENTS(d, v, before, after)
+        store_gates(da_ptr + start * GATES + gate_offsets, da, mask, GATES, HIDDEN)
+        if dx_ptr is not None:
+            store_gates(dx_ptr + start * GATES + gate_offsets, dx, mask, GATES, HIDDEN)
+        operands = ()
+        for gate in tl.static_range(GATES):
+            # Padding units are zeroed: an infinite gradient times a zero weight would make them NaN.
+            operands = operands + (tl.where(mask, da[gate], 0.0).to(weights[0].dtype),)
+        d = add_to_first(d, multiply(weights, operands, GATES, PRECISION), STATES)
+        after = before
+    store_states(d_initial, state_offsets, d, mask, STATES)

@@ -23,8 +23,9 @@ def of_direction(pointers, direction, DIRECTIONS: tl.constexpr):
 
 @triton.jit
 def high_part(tile):
-    """A float32 tile with the 13 bits cut off that TF32 does not hold."""
-    return (tile.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    """A float32 tile rounded to the 11 bits of TF32. Cut off instead, what three products drop is 4 times as much."""
+    rounded = ((tile.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    return tl.where(tile == tile, rounded, tile)
 
 
 @triton.jit
@@ -64,13 +65,88 @@ def load_weights(
 
 
 @triton.jit
+def load_weights_transposed(
+    w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
+    unit0,  # first hidden unit of this program
+    GATES: tl.constexpr,
+    PADDED_GATES: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """This program's columns of every gate's W, for W^T da: tiles [PADDED_GATES, BLOCK_H, BLOCK_K] (2D for one gate).
+
+    The gates stand side by side as a batch: a warp takes one, and the sum over them comes after the dot.
+    """
+    m = tl.arange(0, PADDED_GATES * BLOCK_H)
+    gate = m // BLOCK_H
+    unit = unit0 + m % BLOCK_H
+    row_ok = (gate < GATES) & (unit < HIDDEN)
+    chunks = ()
+    rests = ()
+    for chunk in tl.static_range((HIDDEN + BLOCK_K - 1) // BLOCK_K):
+        k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
+        mask = row_ok[:, None] & (k < HIDDEN)[None, :]
+        offsets = (gate[:, None] * HIDDEN + k[None, :]) * HIDDEN + unit[:, None]
+        tile = by_gate(tl.load(w_ptr + offsets, mask=mask, other=0.0), PADDED_GATES, BLOCK_H, BLOCK_K)
+        if PRECISION == "tf32x3":
+            high = high_part(tile)
+            rests = rests + (tile - high,)
+            tile = high
+        chunks = chunks + (tile,)
+        tl.debug_barrier()
+    return chunks + rests
+
+
+@triton.jit
+def load_gate_blocks(w_ptr, GATES: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_H: tl.constexpr, PRECISION: tl.constexpr):
+    """All of W_hh transposed, for one program: a tile [BLOCK_H, BLOCK_H] per gate, unit of h by unit of the gate."""
+    unit = tl.arange(0, BLOCK_H)
+    mask = (unit < HIDDEN)[:, None] & (unit < HIDDEN)[None, :]
+    blocks = ()
+    rests = ()
+    for gate in tl.static_range(GATES):
+        offsets = (gate * HIDDEN + unit[None, :]) * HIDDEN + unit[:, None]
+        tile = tl.load(w_ptr + offsets, mask=mask, other=0.0)
+        if PRECISION == "tf32x3":
+            high = high_part(tile)
+            rests = rests + (tile - high,)
+            tile = high
+        blocks = blocks + (tile,)
+        tl.debug_barrier()
+    return blocks + rests
+
+
+@triton.jit
+def by_gate(tile, PADDED_GATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[PADDED_GATES * ROWS, COLUMNS] -> [PADDED_GATES, ROWS, COLUMNS]; one gate stays 2D."""
+    if PADDED_GATES == 1:
+        return tile
+    else:
+        return tl.reshape(tile, (PADDED_GATES, ROWS, COLUMNS))
+
+
+@triton.jit
+def transposed_by_gate(tile, PADDED_GATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[PADDED_GATES * ROWS, COLUMNS] -> [PADDED_GATES, COLUMNS, ROWS]; one gate stays 2D."""
+    if PADDED_GATES == 1:
+        return tl.trans(tile)
+    else:
+        return tl.permute(tl.reshape(tile, (PADDED_GATES, ROWS, COLUMNS)), (0, 2, 1))
+
+
+@triton.jit
 def multiply(weights, h, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
-    """W_hh h from resident chunks and the tuple of h's chunks [BLOCK_K, BLOCK_B], accumulated in float32.
+    """The sum over chunks of weights[i] @ h[i], accumulated in float32; with a leading batch dimension or without.
 
     "tf32x3" is float32 on the matrix unit: of both operands' high parts and rests, the three largest
     products. Done here because the compiler's own spills: LSTM float32 H=256, sm_100: 2,552 bytes.
     """
-    acc = tl.zeros((weights[0].shape[0], h[0].shape[1]), dtype=tl.float32)
+    if len(weights[0].shape) == 3:
+        acc = tl.zeros((weights[0].shape[0], weights[0].shape[1], h[0].shape[2]), dtype=tl.float32)
+    else:
+        acc = tl.zeros((weights[0].shape[0], h[0].shape[1]), dtype=tl.float32)
     if PRECISION == "tf32x3":
         for chunk in tl.static_range(CHUNKS):
             high = high_part(h[chunk])
@@ -124,6 +200,80 @@ def load_gates(ptrs, mask, GATES: tl.constexpr, HIDDEN: tl.constexpr):
     for gate in tl.static_range(GATES):
         tiles = tiles + (tl.load(ptrs + gate * HIDDEN, mask=mask, other=0.0).to(tl.float32),)
     return tiles
+
+
+@triton.jit
+def store_gates(ptrs, tiles, mask, COUNT: tl.constexpr, HIDDEN: tl.constexpr):
+    """Store a tuple of gate tiles, gate by gate HIDDEN elements apart, in the pointer's own dtype."""
+    for gate in tl.static_range(COUNT):
+        tl.store(ptrs + gate * HIDDEN, tiles[gate], mask=mask)
+
+
+@triton.jit
+def add_to_first(state, tile, STATES: tl.constexpr):
+    """The tuple with `tile` added to its first element."""
+    tiles = (state[0] + tile,)
+    for index in tl.static_range(1, STATES):
+        tiles = tiles + (state[index],)
+    return tiles
+
+
+@triton.jit
+def load_sequence_states(y_ptr, kept, offsets, mask, STATES: tl.constexpr):
+    """All states of one step, float32: h from y, the later ones from the tensors that a training run keeps."""
+    tiles = (tl.load(y_ptr + offsets, mask=mask, other=0.0).to(tl.float32),)
+    for index in tl.static_range(1, STATES):
+        tiles = tiles + (tl.load(kept[index - 1] + offsets, mask=mask, other=0.0).to(tl.float32),)
+    return tiles
+
+
+@triton.jit
+def load_states_before(
+    y_ptr, kept, initial, start, tile_start, stride_t, offsets, at, reverse, mask, STATES: tl.constexpr
+):
+    """All states before the step `at` (counted as the forward loop counts), which begins at `start`."""
+    first = at == 0
+    earlier = tl.where(first, start, start + tl.where(reverse, stride_t, -stride_t))
+    if initial is None:
+        tiles = load_sequence_states(y_ptr, kept, earlier + offsets, mask & (at > 0), STATES)
+    else:
+        tiles = ()
+        for index in tl.static_range(STATES):
+            sequence = y_ptr if index == 0 else kept[index - 1]
+            base = tl.where(first, initial[index] + tile_start, sequence + earlier)
+            tiles = tiles + (tl.load(base + offsets, mask=mask, other=0.0).to(tl.float32),)
+    return tiles
+
+
+@triton.jit
+def load_v(
+    saved_ptr,
+    saved_offsets,
+    gx_ptr,
+    gx_offsets,
+    ga_ptr,
+    ga_offsets,
+    mask,
+    GATES_OF: tl.constexpr,
+    GATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    HIDDEN: tl.constexpr,
+):
+    """v of one step: as saved, or again from both preactivations; nothing where the cell needs none."""
+    if SAVED == 0:
+        return ()
+    elif saved_ptr is not None:
+        return load_gates(saved_ptr + saved_offsets, mask, SAVED, HIDDEN)
+    else:
+        x = load_gates(gx_ptr + gx_offsets, mask, GATES, HIDDEN)
+        return GATES_OF(x, load_gates(ga_ptr + ga_offsets, mask, GATES, HIDDEN))
+
+
+@triton.jit
+def store_kept(kept, offsets, state, mask, STATES: tl.constexpr):
+    """The later states of one step, for the backward loop and for callers who ask for all c_t."""
+    for index in tl.static_range(1, STATES):
+        tl.store(kept[index - 1] + offsets, state[index], mask=mask)
 
 
 @triton.jit

@@ -13,7 +13,8 @@ from holdfast.kernels import launch
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
-from holdfast.kernels.launch import NotResidentError, project_input, run_layer
+from holdfast.kernels.launch import NotResidentError
+from holdfast.kernels.layer import project_input, run_layer
 from holdfast.kernels.stall import StalledError, raise_if_stalled
 
 CPU = torch.device("cpu")
@@ -190,14 +191,15 @@ def test_any_strides_of_x(regime, device):
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_the_input_projection_copies_no_x(batch_first, monkeypatch):
     x = torch.randn(4, 6, 5)
-    weights = Layer(Case("gru", "single_cta", torch.float32, 8, input_size=5), 0).weights(CPU)
+    case = Case("gru", "single_cta", torch.float32, 8, input_size=5)
+    weights = Layer(case, 0).weights(CPU)
     seen = []
     addmm = torch.addmm
     monkeypatch.setattr(
         torch, "addmm", lambda b, rows, *a, **k: (seen.append(rows.data_ptr()), addmm(b, rows, *a, **k))
     )
     for view in (x, x.transpose(0, 1)):
-        gx = project_input(view, weights, batch_first=batch_first)
+        gx = project_input(case.problem, view, weights, batch_first=batch_first)
         logical = view.transpose(0, 1) if batch_first else view
         expected = torch.nn.functional.linear(logical, weights[0].w_ih, weights[0].b_ih)
         torch.testing.assert_close(gx[0], expected)
