@@ -211,8 +211,11 @@ def check_gradients(case: Case, device: torch.device, seed: int, keep: Keep) -> 
         layer.torch_gradients(torch.float64),
     )
     assert ours.keys() == reference.keys()
-    named = [[found[name] for name in reference] for found in (ours, torchs, reference)]
-    return worst(compare_all(*named, like))
+    return worst(
+        compare_all(
+            [ours[name] for name in reference], [torchs[name] for name in reference], [*reference.values()], like
+        )
+    )
 
 
 def check_case(case: Case, device: torch.device, seed: int) -> Errors:
