@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 from ..kernels.plan import Plan
 from .call import Call, State
 from .fused import run_fused
+from .keep import KEEP
 from .layers import run_layers
-from .planning import full_plan, kernel_plan
+from .planning import full_plan, takes_kernels
 from .unfused import needs_unfused, run_unfused
+
+if TYPE_CHECKING:
+    from ..kernels.layer import Keep
 
 
 class RecurrentBase(nn.RNNBase):
@@ -29,6 +33,30 @@ class RecurrentBase(nn.RNNBase):
 
     # torch.nn words this differently for each module.
     _rank_error: ClassVar[str]
+    # On the class, so that a module unpickled from an older version or converted from torch.nn has it as well.
+    _keep: Keep | None = None
+
+    @property
+    def keep(self) -> Keep | None:
+        """What the kernels keep between a forward and a backward pass, "save", "recompute" or None; may be set.
+
+        "save":       the gate values of every step, 4 numbers a unit for GRU and LSTM, and an LSTM's cell states.
+        "recompute":  only the cell states; the gates are worked out again by one GEMM over all steps.
+        None:         "save" if that keeps at most 1 GiB for the call, all layers together, else "recompute"; always
+                      "save" under torch.compile, which does not know the sizes. The default.
+
+        An RNN needs only its outputs, so there the choice changes nothing. It is copied and pickled with the module
+        and is no part of the state_dict. Without a backward pass to follow (no_grad) nothing is kept.
+
+        Raises ValueError for another value.
+        """
+        return self._keep
+
+    @keep.setter
+    def keep(self, value: Keep | None) -> None:
+        if value is not None and value not in KEEP:
+            raise ValueError(f"keep should be one of 'save', 'recompute', None, got {value!r}")
+        self._keep = value
 
     def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
         """torch's op for the whole module."""
@@ -73,9 +101,8 @@ class RecurrentBase(nn.RNNBase):
         if isinstance(input, Proxy):
             return self._as_one_node(input, hx)
         call = self._checked(input, hx)
-        plan = kernel_plan(self, call)
-        if plan is not None:
-            output, states = run_layers(self, call, plan)
+        if takes_kernels(self, call):
+            output, states = run_layers(self, call)
         elif needs_unfused(self, call):
             output, states = run_unfused(self, call)
         else:

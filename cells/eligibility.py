@@ -28,13 +28,7 @@ TRITON_INSTALLED = find_spec("triton") is not None
 
 
 BACKEND_EAGER = Reason("backend_eager", 'holdfast.backend is "eager"; choose "auto" to allow kernels')
-TRACING = Reason(
-    "tracing", "torch.compile, export and jit.trace see torch's own op: the kernels are not custom ops yet"
-)
-NEEDS_GRAD = Reason(
-    "needs_grad",
-    "training runs eager: the kernels' backward is not built yet; for inference call under torch.no_grad()",
-)
+TRACING = Reason("tracing", "torch.jit.trace sees torch's own op; torch.compile and torch.export see the kernels")
 
 
 def autocast_dtype(call: Call) -> torch.dtype | None:
@@ -74,7 +68,7 @@ def backend_eager(module: RecurrentBase, call: Call) -> Reason | None:
 
 
 def tracing(module: RecurrentBase, call: Call) -> Reason | None:
-    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
         return None
     return TRACING
 
@@ -96,23 +90,26 @@ def no_gpu(module: RecurrentBase, call: Call) -> Reason | None:
     return Reason("no_gpu", f"x is on {call.x.device}; kernels run on a GPU, or on a CPU inside the interpreter")
 
 
-def needs_grad(module: RecurrentBase, call: Call) -> Reason | None:
-    if not torch.is_grad_enabled():
-        return None
-    if not any(t.requires_grad for t in _tensors(module, call)):
-        return None
-    return NEEDS_GRAD
+def needs_grad(module: RecurrentBase, call: Call) -> bool:
+    """Whether a backward pass may follow this call."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(module, call))
+
+
+@constant_when_traced
+def in_transform() -> bool:
+    """Whether a torch.func transform is active. Dynamo enters the transforms that it traces, so it may be asked too."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def transform(module: RecurrentBase, call: Call) -> Reason | None:
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    if not in_transform():
         return None
     return Reason("transform", "a torch.func transform (vmap, grad, jvp, ...) is active and cannot see into a kernel")
 
 
 def forward_ad_dual(module: RecurrentBase, call: Call) -> Reason | None:
     # Inside a torch.func transform tensors cannot be asked for their tangent; `transform` speaks for it.
-    if forward_ad._current_level < 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if forward_ad._current_level < 0 or in_transform():
         return None
     if all(forward_ad.unpack_dual(t).tangent is None for t in _tensors(module, call)):
         return None
@@ -161,6 +158,8 @@ def mixed_devices(module: RecurrentBase, call: Call) -> Reason | None:
 
 def not_plain_tensors(module: RecurrentBase, call: Call) -> Reason | None:
     """A kernel reads memory: FakeTensor, DTensor and the like have none or part of it, and signs may be pending."""
+    if torch.compiler.is_compiling():
+        return None  # tracers put tensors of their own in place of those that the op will see
     for t in _tensors(module, call):
         if type(t) not in (torch.Tensor, Parameter) or t.layout is not torch.strided or t.is_neg():
             kind = f"{type(t).__name__} of layout {t.layout}{' with a pending sign' if t.is_neg() else ''}"
@@ -208,7 +207,7 @@ PROBLEM: tuple[Predicate, ...] = (
     empty_batch,
 )
 # About the moment of the call: the same problem may run on a kernel at another time.
-MOMENT: tuple[Predicate, ...] = (backend_eager, tracing, needs_grad, transform, forward_ad_dual)
+MOMENT: tuple[Predicate, ...] = (backend_eager, tracing, transform, forward_ad_dual)
 
 
 def reasons(module: RecurrentBase, call: Call, predicates: tuple[Predicate, ...]) -> tuple[Reason, ...]:

@@ -18,7 +18,7 @@ def cudnn_backward_wants_training_mode(module: RecurrentBase, call: Call) -> boo
 
     cuDNN keeps what the backward needs only in training mode. Training mode without dropout is the same function.
     """
-    return call.x.is_cuda and not module.training and needs_grad(module, call) is not None
+    return call.x.is_cuda and not module.training and needs_grad(module, call)
 
 
 def run_fused(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..kernels.plan import Plan
-from ..kernels.problem import Precision, Problem
-from .backend import current_backend
+from ..kernels.problem import Phase, Precision, Problem
+from .backend import constant_when_traced, current_backend
 from .call import Call
-from .eligibility import MOMENT, PROBLEM, eligible, in_reach_of_kernels, kernel_dtype, reasons
+from .eligibility import MOMENT, PROBLEM, eligible, in_reach_of_kernels, kernel_dtype, needs_grad, reasons
+from .keep import keep_of, kept_bytes
+from .unfused import needs_unfused
 
 if TYPE_CHECKING:
     from .base import RecurrentBase
 
 
+@constant_when_traced
 def precision(dtype: torch.dtype) -> Precision:
     """What torch allows an RNN's float32 products to be rounded to.
 
@@ -40,38 +44,60 @@ def problem_of(module: RecurrentBase, call: Call) -> Problem:
 
 def full_plan(module: RecurrentBase, call: Call) -> Plan:
     """The path of this call with every reason that stands against a kernel."""
-    about_problem = reasons(module, call, PROBLEM)
-    moment = reasons(module, call, MOMENT)
-    if about_problem:
-        return Plan(problem_of(module, call), "eager", reasons=about_problem + moment)
-    plan = _select(module, call)
-    if moment:
-        return Plan(plan.problem, "eager", reasons=plan.reasons + moment)
-    return plan
+    problem = problem_of(module, call)
+    found = reasons(module, call, PROBLEM)
+    plans = [] if found else _plans(problem, call.x.device, needs_grad(module, call))
+    found += tuple(dict.fromkeys(reason for plan in plans for reason in plan.reasons))
+    found += reasons(module, call, MOMENT)
+    if found:
+        return Plan(problem, "eager", reasons=found, op="recurrence" if needs_unfused(module, call) else "fused")
+    forward, *backward = plans
+    if not backward:
+        return forward
+    keep = keep_of(module, call)
+    return replace(forward, backward=backward[0], keep=keep, kept_bytes=kept_bytes(module, call, keep))
 
 
-def _select(module: RecurrentBase, call: Call) -> Plan:
-    """The plan of a call whose problem has no reason against it: what this device has for that problem."""
+def _plans(problem: Problem, device: torch.device, trains: bool) -> list[Plan]:
+    """What this device has for each phase of a problem that nothing else stands against."""
     from ..autotune.select import select
 
-    return select(problem_of(module, call), call.x.device)
+    phases: tuple[Phase, ...] = ("forward", "backward") if trains else ("forward",)
+    return [select(replace(problem, phase=phase), device) for phase in phases]
 
 
-def kernel_plan(module: RecurrentBase, call: Call) -> Plan | None:
-    """The plan of a call that runs on a kernel, None for one that runs eager.
+@constant_when_traced
+def _has_kernels(
+    cell: str,
+    dtype: torch.dtype,
+    hidden_size: int,
+    directions: int,
+    precision: Precision,
+    device: torch.device,
+    trains: bool,
+) -> bool:
+    """Whether this device has every kernel for a problem. No answer depends on the batch size (nor on T)."""
+    problem = Problem(cell, dtype, hidden_size, 1, directions, precision)
+    return all(plan.regime != "eager" for plan in _plans(problem, device, trains))
+
+
+def takes_kernels(module: RecurrentBase, call: Call) -> bool:
+    """Whether a call runs on the kernels.
 
     Raises RuntimeError where holdfast.backend is "triton" and no kernel can run.
     """
     if not in_reach_of_kernels(call.x) and current_backend() != "triton":
-        return None
+        return False
     if eligible(module, call):
-        plan = _select(module, call)
-        if plan.regime != "eager":
-            return plan
+        dtype = kernel_dtype(call)
+        directions = 2 if module.bidirectional else 1
+        problem = (module.mode.lower(), dtype, module.hidden_size, directions, precision(dtype))
+        if _has_kernels(*problem, call.x.device, needs_grad(module, call)):
+            return True
     # An empty batch is no fallback: there is nothing that a kernel could have computed.
     if current_backend() == "triton" and call.batch_size(module.batch_first) > 0:
         raise RuntimeError(refusal(type(module).__name__, full_plan(module, call)))
-    return None
+    return False
 
 
 def refusal(name: str, plan: Plan) -> str:

@@ -6,7 +6,7 @@ work on holdfast's modules where torch.nn raises. The equations are those of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +36,7 @@ def needs_unfused(module: RecurrentBase, call: Call) -> bool:
 
 def compiled_cpu_lstm_training(module: RecurrentBase, call: Call) -> bool:
     """AOTAutograd asserts on the None that oneDNN's LSTM saves for its backward ("tensors_saved_with_vc_check")."""
-    return module.mode == "LSTM" and call.x.device.type == "cpu" and needs_grad(module, call) is not None
+    return module.mode == "LSTM" and call.x.device.type == "cpu" and needs_grad(module, call)
 
 
 def under_vmap_or_jvp() -> bool:
@@ -80,27 +80,51 @@ def run_unfused(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tensor
     hx = call.hx if call.hx is not None else module.zero_state(call.x, call.batch_size(module.batch_first))
     initial = call._replace(hx=hx).states
     directions = 2 if module.bidirectional else 1
-    weights = iter(module.flat_weights())
+    flat = module.flat_weights()
+    each = len(flat) // (module.num_layers * directions)
+    weights = iter([flat[start : start + each] for start in range(0, len(flat), each)])
     x = call.x.transpose(0, 1) if module.batch_first else call.x
     finals: list[tuple[Tensor, ...]] = []
     for layer in range(module.num_layers):
         outputs = []
         for direction in range(directions):
-            w_ih, w_hh = next(weights), next(weights)
-            b_ih, b_hh = (next(weights), next(weights)) if module.bias else (None, None)
-            w_hr = next(weights) if module.proj_size > 0 else None
+            own = next(weights)
+            w_hr = own.pop() if module.proj_size > 0 else None
             states = tuple(state[layer * directions + direction] for state in initial)
-            steps = F.linear(x, w_ih, b_ih).unbind(0)
-            hs = []
-            for step in reversed(steps) if direction else steps:
-                states = STEPS[module.mode](step, F.linear(states[0], w_hh, b_hh), states)
-                if w_hr is not None:
-                    states = (F.linear(states[0], w_hr), *states[1:])
-                hs.append(states[0])
-            outputs.append(torch.stack(hs[::-1] if direction else hs))
+            hs, states = unroll(module.mode, x, own, states, w_hr=w_hr, reverse=direction == 1)
+            outputs.append(hs)
             finals.append(states)
         x = torch.cat(outputs, -1)
         if layer < module.num_layers - 1 and module.dropout > 0:
             x = F.dropout(x, module.dropout, module.training)
     output = x.transpose(0, 1) if module.batch_first else x
     return output, tuple(torch.stack(of_one_state) for of_one_state in zip(*finals, strict=True))
+
+
+def unroll(
+    mode: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    states: tuple[Tensor, ...],
+    *,
+    w_hr: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One layer in one direction: h of every step [T, B, H], and the final states.
+
+    mode:     key of `STEPS`.
+    x:        [T, B, I].
+    weights:  w_ih, w_hh and, or not, b_ih, b_hh.
+    states:   [B, H] each, h first.
+    w_hr:     an LSTM's projection of h, or None.
+    """
+    w_ih, w_hh, *biases = weights
+    b_ih, b_hh = biases or (None, None)
+    steps = F.linear(x, w_ih, b_ih).unbind(0)
+    hs = []
+    for step in reversed(steps) if reverse else steps:
+        states = STEPS[mode](step, F.linear(states[0], w_hh, b_hh), states)
+        if w_hr is not None:
+            states = (F.linear(states[0], w_hr), *states[1:])
+        hs.append(states[0])
+    return torch.stack(hs[::-1] if reverse else hs), states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .config import Config, Regime
 from .problem import Problem
@@ -19,14 +20,20 @@ class Reason:
         return f"{self.name}: {self.message}"
 
 
+_OPS = {"fused": "torch's own fused op", "recurrence": "the recurrence step by step in plain torch ops"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """The path a call takes.
 
-    regime:   "single_cta", "cooperative" or "eager".
-    config:   the tiling, None where eager.
-    origin:   where the config comes from ("heuristic", later "pinned", "user cache", "shipped"); "" where eager.
-    reasons:  why no kernel runs; empty where one does.
+    regime:      "single_cta", "cooperative" or "eager".
+    config:      the tiling, None where eager.
+    origin:      where the config comes from ("heuristic", later "pinned", "user cache", "shipped"); "" where eager.
+    reasons:     why no kernel runs; empty where one does.
+    op:          of an eager call: torch's "fused" op, or the plain "recurrence" where that op would refuse.
+    backward:    of a call that a backward pass may follow: the plan of that.
+    keep:        what is kept for it ("save" or "recompute", see a module's `keep`), and how many bytes.
     """
 
     problem: Problem
@@ -34,6 +41,10 @@ class Plan:
     config: Config | None = None
     origin: str = ""
     reasons: tuple[Reason, ...] = ()
+    op: Literal["", "fused", "recurrence"] = ""
+    backward: Plan | None = None
+    keep: Literal["", "nothing", "save", "recompute"] = ""
+    kept_bytes: int = 0
 
     def __str__(self) -> str:
         p = self.problem
@@ -45,5 +56,13 @@ class Plan:
         ]
         if self.config is not None:
             lines.append(f"  config: {self.config} ({self.origin})")
+        if self.backward is not None:
+            lines += [
+                f"  backward: {self.backward.regime}, {self.backward.config} ({self.backward.origin})",
+                f"  keep: {self.keep}, {self.kept_bytes / 2**20:.1f} MiB",
+                "  double backward: eager, the plain recurrence",
+            ]
+        if self.op:
+            lines.append(f"  op: {_OPS[self.op]}")
         lines += [f"  reason: {reason}" for reason in self.reasons]
         return "\n".join(lines)

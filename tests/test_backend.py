@@ -129,7 +129,7 @@ def test_every_reason_is_named():
         plan = module.explain(x)
     assert plan.regime == "eager"
     assert plan.config is None
-    expected = {"no_gpu", "packed_sequence", "proj_size", "unsupported_dtype", "backend_eager", "needs_grad"}
+    expected = {"no_gpu", "packed_sequence", "proj_size", "unsupported_dtype", "backend_eager"}
     assert set(names(plan)) == expected
     assert all(name in str(plan) for name in expected)
     assert plan.problem.batch_size == 2
@@ -182,7 +182,7 @@ def test_triton_raises_with_every_reason():
         module(X)
     message = str(raised.value)
     assert message.startswith('GRU: holdfast.backend is "triton"')
-    for part in ("no_gpu", "needs_grad", "torch.no_grad()", 'holdfast.backend("auto")', "explain"):
+    for part in ("no_gpu", 'holdfast.backend("auto")', "explain"):
         assert part in message
 
 
@@ -327,22 +327,47 @@ def test_kernel_path_in_inference_mode():
 def test_auto_takes_the_kernel_where_it_can():
     a, _ = pair("gru")
     with interpret() as interpreter:
-        a(X)
-        assert interpreter.launches == 0
-        assert names(a.explain(X)) == ["needs_grad"]
+        a(X)[0].sum().backward()
+        assert interpreter.launches == 2
         with torch.no_grad():
             a(X)
-            assert interpreter.launches == 1
+            assert interpreter.launches == 3
             assert a.explain(X).reasons == ()
             with holdfast.backend("eager"):
                 a(X)
-                assert interpreter.launches == 1
                 assert names(a.explain(X)) == ["backend_eager"]
+        assert interpreter.launches == 3
+
+
+def test_plan_of_a_call_that_trains():
+    a, _ = pair("gru", num_layers=2)
+    with interpret():
+        plan = a.explain(X)
+        assert plan.backward.problem.phase == "backward"
+        assert (plan.keep, plan.kept_bytes) == ("save", 2 * 5 * 2 * 4 * 7 * 4)
+        assert all(part in str(plan) for part in ("backward: ", "keep: save", "double backward: eager"))
+        a.keep = "recompute"
+        assert (a.explain(X).keep, a.explain(X).kept_bytes) == ("recompute", 0)
+        with torch.no_grad():
+            assert a.explain(X).backward is None
+            assert a.explain(X).keep == ""
         a.requires_grad_(False)
-        a(X)
-        assert interpreter.launches == 2
-        a(X.clone().requires_grad_())
-        assert interpreter.launches == 2
+        assert a.explain(X).backward is None
+        assert a.explain(X.clone().requires_grad_()).backward is not None
+
+
+def test_plan_names_the_op_of_an_eager_call():
+    a, _ = pair("lstm")
+    assert a.explain(X).op == "fused"
+    plans = []
+
+    def explained(x):
+        plans.append(a.explain(x))
+        return x
+
+    vmap(explained)(X[None])
+    assert plans[0].op == "recurrence"
+    assert "plain torch ops" in str(plans[0])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""The derivative of `holdfast::layer`: the backward kernel, or the plain recurrence where a kernel cannot follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import copy_context
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+
+from .unfused import unroll
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    """Save what the backward pass reads."""
+    from ..kernels.cell_spec import CELLS
+
+    x, weights, initial, *options, keep = inputs
+    ctx.options, ctx.keep, ctx.counts = options, keep, (len(weights), len(initial))
+    ctx.states = CELLS[options[0]].states
+    residuals = output[1 + ctx.states :]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*residuals)
+    ctx.save_for_backward(x, *weights, *initial, output[0], *residuals)
+    # For a GPU autograd has a thread of its own, which does not see what a `with` block around the forward pass has
+    # set: the pinned config, the interpreter.
+    ctx.settings = copy_context()
+
+
+def backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Gradients of x, the weights and the initial states.
+
+    Where they are to be differentiated again (create_graph=True), or autograd runs under vmap (is_grads_batched), the
+    plain recurrence is run and differentiated in place of the kernel.
+    """
+    if ctx.keep == "nothing":
+        raise RuntimeError('holdfast::layer kept nothing for its backward pass: it was called with keep="nothing"')
+    x, *rest = ctx.saved_tensors
+    n_weights, n_initial = ctx.counts
+    weights, initial = rest[:n_weights], rest[n_weights : n_weights + n_initial]
+    y, *residuals = rest[n_weights + n_initial :]
+    dy, *d_final = grads[: 1 + ctx.states]
+    if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+        found = _through_recurrence(x, weights, initial, dy, d_final, *ctx.options)
+        dx, found = found[0], found[1:]
+    else:
+        needs_dx = ctx.needs_input_grad[0]
+        op = torch.ops.holdfast.layer_backward.default
+        found = ctx.settings.copy().run(
+            op, x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx=needs_dx
+        )
+        dx = found[-1] if needs_dx else None
+    d_weights, d_initial = found[:n_weights], found[n_weights : n_weights + n_initial]
+    return dx, d_weights, d_initial, *(None,) * (len(ctx.options) + 1)
+
+
+def _through_recurrence(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    dy: Tensor | None,
+    d_final: Sequence[Tensor | None],
+    cell: str,
+    directions: int,
+    batch_first: bool,
+    dtype: torch.dtype,
+    precision: str,
+) -> list[Tensor | None]:
+    """The gradients as a differentiable function of everything they depend on; None for what needs no gradient."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        # Aliases, so that the gradient stops at this layer's inputs and the second one goes on through them.
+        inputs = [t.view_as(t) for t in (x, *weights, *initial)]
+        xs, *cast = (t.to(dtype) for t in inputs)
+        xs = xs.transpose(0, 1) if batch_first else xs
+        each = len(weights) // directions
+        outputs = []
+        for direction in range(directions):
+            states = [t[direction] for t in cast[len(weights) :]]
+            if not states:
+                states = [xs.new_zeros(xs.shape[1], weights[1].shape[1]) for _ in d_final]
+            own = cast[direction * each : (direction + 1) * each]
+            outputs.append(unroll(cell.upper(), xs, own, tuple(states), reverse=direction == 1))
+        y = torch.cat([hs for hs, _ in outputs], -1)
+        final = [torch.stack(of_one_state) for of_one_state in zip(*(states for _, states in outputs), strict=True)]
+        used = [(out, grad) for out, grad in zip((y, *final), (dy, *d_final), strict=True) if grad is not None]
+        wanted = [t for t in inputs if t.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [out for out, _ in used],
+                wanted,
+                [grad for _, grad in used],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+        return [next(found) if t.requires_grad else None for t in inputs]

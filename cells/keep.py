@@ -1,0 +1,41 @@
+"""What a layer keeps between its forward and its backward pass: the rule behind `module.keep = None`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .call import Call
+from .eligibility import kernel_dtype, needs_grad
+
+if TYPE_CHECKING:
+    from ..kernels.layer import Keep
+    from .base import RecurrentBase
+
+KEEP = ("save", "recompute")
+
+SAVE_AT_MOST = 2**30
+"""Bytes of gate values that a call may keep before `module.keep = None` means "recompute"."""
+
+
+def keep_of(module: RecurrentBase, call: Call) -> Keep:
+    """What this call keeps: nothing where no backward pass can follow, else as `module.keep` says."""
+    if not needs_grad(module, call):
+        return "nothing"
+    if module.keep is not None:
+        return module.keep
+    if torch.compiler.is_compiling():
+        return "save"  # to look at the sizes would compile anew for others
+    return "save" if kept_bytes(module, call, "save") <= SAVE_AT_MOST else "recompute"
+
+
+def kept_bytes(module: RecurrentBase, call: Call, keep: Keep) -> int:
+    """Bytes that all layers together keep for the backward pass, besides their inputs and outputs."""
+    from ..kernels.cell_spec import CELLS
+
+    spec = CELLS[module.mode.lower()]
+    later_states = 0 if keep == "nothing" else spec.states - 1
+    gates = spec.saved if keep == "save" else 0
+    units = module.num_layers * (2 if module.bidirectional else 1) * module.hidden_size
+    return call.x.shape[0] * call.x.shape[1] * units * (later_states + gates) * kernel_dtype(call).itemsize
