@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .exchange import gather, publish
+from .exchange import gather_product, publish
 from .tiles import (
     add_to_first,
     load_bias,
@@ -21,14 +21,12 @@ from .tiles import (
     load_v,
     load_weights,
     load_weights_transposed,
-    multiply,
     of_direction,
     recurrent_gates,
     store_gates,
     store_kept,
     store_states,
     time_of,
-    transposed_by_gate,
 )
 
 
@@ -67,7 +65,6 @@ def forward(
     BLOCK_K: tl.constexpr,
 ):
     MEMBERS: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
-    CHUNKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
     pid = tl.program_id(0)
     member = pid % MEMBERS
     team = pid // MEMBERS
@@ -111,7 +108,8 @@ def forward(
             ahead = tl.minimum(step + 1, T - 1)
             x_ahead = load_gates(gx_tile + time_of(ahead, T, reverse) * stride_gxt + gx_offsets, mask, GATES, HIDDEN)
             follows = step > 0
-            h, budget = gather(
+            acc, budget = gather_product(
+                weights,
                 h_base,
                 row_offsets,
                 row_ok & ((initial is not None) | follows),
@@ -121,14 +119,12 @@ def forward(
                 budget,
                 status_ptr,
                 EXCHANGE,
+                PRECISION,
+                1,
                 HIDDEN,
+                BLOCK_B,
                 BLOCK_K,
             )
-            h_t = ()
-            for chunk in tl.static_range(CHUNKS):
-                h_t = h_t + (tl.trans(h[chunk]),)
-            acc = multiply(weights, h_t, CHUNKS, PRECISION)
-            acc = tl.where(budget > 0, acc, float("nan"))
             v = GATES_OF(x, recurrent_gates(acc, bias, GATES, PADDED_GATES, BLOCK_H, BLOCK_B))
             state = UPDATE(v, state)
             step_start = time_of(step, T, reverse) * stride_yt
@@ -187,7 +183,6 @@ def backward(
 ):
     """The loop backwards: a program owns BLOCK_H units' columns of W_hh and publishes their da every step."""
     MEMBERS: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
-    CHUNKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
     pid = tl.program_id(0)
     member = pid % MEMBERS
     team = pid // MEMBERS
@@ -250,7 +245,8 @@ def backward(
             publish(da_ptr + start * GATES + gate_offsets, da, mask, arrivals_ptr, EXCHANGE, GATES, HIDDEN)
             if dx_ptr is not None:
                 store_gates(dx_ptr + start * GATES + gate_offsets, dx, mask, GATES, HIDDEN)
-            gathered, budget = gather(
+            acc, budget = gather_product(
+                weights,
                 da_ptr + start * GATES,
                 gather_offsets,
                 gather_ok,
@@ -260,16 +256,14 @@ def backward(
                 budget,
                 status_ptr,
                 EXCHANGE,
+                PRECISION,
+                PADDED_GATES,
                 HIDDEN,
+                BLOCK_B,
                 BLOCK_K,
             )
-            operands = ()
-            for chunk in tl.static_range(CHUNKS):
-                operands = operands + (transposed_by_gate(gathered[chunk], PADDED_GATES, BLOCK_B, BLOCK_K),)
-            acc = multiply(weights, operands, CHUNKS, PRECISION)
             if PADDED_GATES > 1:
                 acc = tl.sum(acc, axis=0)
-            acc = tl.where(budget > 0, acc, float("nan"))
             d = add_to_first(d, acc, STATES)
             after = before
         store_states(d_initial, state_offsets, d, mask, STATES)

@@ -21,6 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .tiles import add_product, total, transposed_by_gate, zero_sums
+
 SENTINEL = -1  # every bit set, in any integer width; the kernels write it as a literal
 
 
@@ -45,13 +47,19 @@ def _without_sentinel(tile):
 
 
 @triton.jit
+def _read_chunk(base, row_offsets, row_ok, chunk: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr):
+    """One chunk of all rows, [ROWS, BLOCK_K], straight from L2."""
+    k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask = row_ok[:, None] & (k < HIDDEN)[None, :]
+    return tl.load(base + row_offsets[:, None] + k[None, :], mask=mask, other=0.0, volatile=True)
+
+
+@triton.jit
 def _read(base, row_offsets, row_ok, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Rows as a tuple of tiles [ROWS, BLOCK_K], straight from L2; all loads are issued before any is used."""
+    """All chunks as a tuple; all loads are issued before any is used."""
     tiles = ()
     for chunk in tl.static_range((HIDDEN + BLOCK_K - 1) // BLOCK_K):
-        k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
-        mask = row_ok[:, None] & (k < HIDDEN)[None, :]
-        tiles = tiles + (tl.load(base + row_offsets[:, None] + k[None, :], mask=mask, other=0.0, volatile=True),)
+        tiles = tiles + (_read_chunk(base, row_offsets, row_ok, chunk, HIDDEN, BLOCK_K),)
     return tiles
 
 
@@ -65,28 +73,40 @@ def _unwritten(tiles, CHUNKS: tl.constexpr):
 
 
 @triton.jit
-def gather(
+def gather_product(
+    weights,  # resident chunks of W_hh: [.., BLOCK_H, BLOCK_K] each
     base,  # what the team has published of one step for this batch tile
-    row_offsets,  # [ROWS], each row HIDDEN elements wide
-    row_ok,  # [ROWS]
+    row_offsets,  # [GATES_IN_BATCH * BLOCK_B], each row HIDDEN elements wide
+    row_ok,  # [GATES_IN_BATCH * BLOCK_B]
     must_wait,  # False at the first step: h_0 is the caller's and may hold any bit pattern
     arrivals_ptr,  # this team's counter ("barrier")
     expected,  # arrivals to wait for ("barrier")
     budget,  # polls left
     status_ptr,
     EXCHANGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GATES_IN_BATCH: tl.constexpr,
     HIDDEN: tl.constexpr,
+    BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The rows as a tuple of tiles [ROWS, BLOCK_K], and the budget: 0 if the wait ran out."""
+    """W times the rows, [.., BLOCK_H, BLOCK_B], once the team has published them; and the budget that is left.
+
+    NaN, and a budget of 0, if the wait ran out.
+    """
     CHUNKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
     polls = 0
+    sums = zero_sums(weights, BLOCK_B, PRECISION)
     if EXCHANGE == "barrier":
         missing = must_wait & (tl.atomic_add(arrivals_ptr, 0, sem="acquire") < expected)
         while missing & (polls < budget):
             missing = tl.atomic_add(arrivals_ptr, 0, sem="acquire") < expected
             polls += 1
-        tiles = _read(base, row_offsets, row_ok, HIDDEN, BLOCK_K)
+        for chunk in tl.static_range(CHUNKS):
+            # One chunk after the other: all of an LSTM's da at H=1024 would be 256 registers.
+            tile = _read_chunk(base, row_offsets, row_ok, chunk, HIDDEN, BLOCK_K)
+            operand = transposed_by_gate(tile, GATES_IN_BATCH, BLOCK_B, BLOCK_K)
+            sums = add_product(sums, weights, chunk, operand, CHUNKS, PRECISION)
     else:
         # One read in the code, not one before the loop and one in it: LSTM bf16 H=1024 takes 126 registers, not 230.
         tiles = ()
@@ -97,10 +117,14 @@ def gather(
             tiles = _read(base, row_offsets, row_ok, HIDDEN, BLOCK_K)
             missing = must_wait & (_unwritten(tiles, CHUNKS) != 0)
             polls += 1
+        for chunk in tl.static_range(CHUNKS):
+            operand = transposed_by_gate(tiles[chunk], GATES_IN_BATCH, BLOCK_B, BLOCK_K)
+            sums = add_product(sums, weights, chunk, operand, CHUNKS, PRECISION)
     if missing:
         budget = 0
         tl.store(status_ptr, 1)
-    return tiles, budget
+    product = total(sums, PRECISION)
+    return tl.where(budget > 0, product, float("nan")), budget
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .tiles import (
+    add_product,
     add_to_first,
     load_bias,
     load_gate_blocks,
@@ -15,13 +16,14 @@ from .tiles import (
     load_states_before,
     load_v,
     load_weights,
-    multiply,
     of_direction,
     recurrent_gates,
     store_gates,
     store_kept,
     store_states,
     time_of,
+    total,
+    zero_sums,
 )
 
 
@@ -81,7 +83,7 @@ def forward(
         x_ahead = load_gates(gx_tile + time_of(ahead, T, reverse) * stride_gxt + gx_offsets, mask, GATES, HIDDEN)
         # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
         h = tl.where(unit_ok[:, None], state[0], 0.0).to(weights[0].dtype)
-        acc = multiply(weights, (h,), 1, PRECISION)
+        acc = total(add_product(zero_sums(weights, BLOCK_B, PRECISION), weights, 0, h, 1, PRECISION), PRECISION)
         v = GATES_OF(x, recurrent_gates(acc, bias, GATES, PADDED_GATES, BLOCK_H, BLOCK_B))
         state = UPDATE(v, state)
         step_start = tile_start + time_of(step, T, reverse) * stride_yt
@@ -177,10 +179,11 @@ def backward(
         store_gates(da_ptr + start * GATES + gate_offsets, da, mask, GATES, HIDDEN)
         if dx_ptr is not None:
             store_gates(dx_ptr + start * GATES + gate_offsets, dx, mask, GATES, HIDDEN)
-        operands = ()
+        sums = zero_sums(weights, BLOCK_B, PRECISION)
         for gate in tl.static_range(GATES):
             # Padding units are zeroed: an infinite gradient times a zero weight would make them NaN.
-            operands = operands + (tl.where(mask, da[gate], 0.0).to(weights[0].dtype),)
-        d = add_to_first(d, multiply(weights, operands, GATES, PRECISION), STATES)
+            operand = tl.where(mask, da[gate], 0.0).to(weights[0].dtype)
+            sums = add_product(sums, weights, gate, operand, GATES, PRECISION)
+        d = add_to_first(d, total(sums, PRECISION), STATES)
         after = before
     store_states(d_initial, state_offsets, d, mask, STATES)

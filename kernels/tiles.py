@@ -137,29 +137,42 @@ def transposed_by_gate(tile, PADDED_GATES: tl.constexpr, ROWS: tl.constexpr, COL
 
 
 @triton.jit
-def multiply(weights, h, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
-    """The sum over chunks of weights[i] @ h[i], accumulated in float32; with a leading batch dimension or without.
+def zero_sums(weights, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
+    """Accumulators for `add_product`: one, and for "tf32x3" one more for the small products."""
+    if len(weights[0].shape) == 3:
+        zeros = tl.zeros((weights[0].shape[0], weights[0].shape[1], COLUMNS), dtype=tl.float32)
+    else:
+        zeros = tl.zeros((weights[0].shape[0], COLUMNS), dtype=tl.float32)
+    if PRECISION == "tf32x3":
+        return zeros, zeros
+    else:
+        return (zeros,)
+
+
+@triton.jit
+def add_product(sums, weights, index: tl.constexpr, h, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
+    """sums + weights[index] @ h, in float32; with a leading batch dimension or without.
 
     "tf32x3" is float32 on the matrix unit: of both operands' high parts and rests, the three largest
     products. Done here because the compiler's own spills: LSTM float32 H=256, sm_100: 2,552 bytes.
     """
-    if len(weights[0].shape) == 3:
-        acc = tl.zeros((weights[0].shape[0], weights[0].shape[1], h[0].shape[2]), dtype=tl.float32)
-    else:
-        acc = tl.zeros((weights[0].shape[0], h[0].shape[1]), dtype=tl.float32)
     if PRECISION == "tf32x3":
-        for chunk in tl.static_range(CHUNKS):
-            high = high_part(h[chunk])
-            acc = tl.dot(weights[chunk], h[chunk] - high, acc, input_precision="tf32")
-            acc = tl.dot(weights[CHUNKS + chunk], high, acc, input_precision="tf32")
-        # An infinite operand has a rest of inf - inf: what it does to the product is the high parts' to say.
-        acc = tl.where(acc == acc, acc, 0.0)
-        for chunk in tl.static_range(CHUNKS):
-            acc = tl.dot(weights[chunk], high_part(h[chunk]), acc, input_precision="tf32")
+        high = high_part(h)
+        low = tl.dot(weights[index], h - high, sums[1], input_precision="tf32")
+        low = tl.dot(weights[CHUNKS + index], high, low, input_precision="tf32")
+        return tl.dot(weights[index], high, sums[0], input_precision="tf32"), low
     else:
-        for chunk in tl.static_range(CHUNKS):
-            acc = tl.dot(weights[chunk], h[chunk], acc, input_precision=PRECISION)
-    return acc
+        return (tl.dot(weights[index], h, sums[0], input_precision=PRECISION),)
+
+
+@triton.jit
+def total(sums, PRECISION: tl.constexpr):
+    """The product, once every chunk is added."""
+    if PRECISION == "tf32x3":
+        # An infinite operand has a rest of inf - inf: what it does to the product is the high parts' to say.
+        return sums[0] + tl.where(sums[1] == sums[1], sums[1], 0.0)
+    else:
+        return sums[0]
 
 
 @triton.jit
