@@ -8,22 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from .unfused import unroll
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     """Save what the backward pass reads."""
-    from ..kernels.cell_spec import CELLS
-
     x, weights, initial, *options, keep = inputs
-    ctx.options, ctx.keep, ctx.counts = options, keep, (len(weights), len(initial))
-    ctx.states = CELLS[options[0]].states
-    residuals = output[1 + ctx.states :]
+    states = [state for state in initial if state is not None]
+    residuals = output[1 + len(initial) :]
+    ctx.options, ctx.keep, ctx.states, ctx.counts = options, keep, len(initial), (len(weights), len(states))
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*residuals)
-    ctx.save_for_backward(x, *weights, *initial, output[0], *residuals)
+    ctx.save_for_backward(x, *weights, *states, output[0], *residuals)
     # For a GPU autograd has a thread of its own, which does not see what a `with` block around the forward pass has
     # set: the pinned config, the interpreter.
     ctx.settings = copy_context()
@@ -42,7 +40,7 @@ def backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     weights, initial = rest[:n_weights], rest[n_weights : n_weights + n_initial]
     y, *residuals = rest[n_weights + n_initial :]
     dy, *d_final = grads[: 1 + ctx.states]
-    if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+    if torch.is_grad_enabled() or _under_vmap(grads):
         found = _through_recurrence(x, weights, initial, dy, d_final, *ctx.options)
         dx, found = found[0], found[1:]
     else:
@@ -53,7 +51,14 @@ def backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         )
         dx = found[-1] if needs_dx else None
     d_weights, d_initial = found[:n_weights], found[n_weights : n_weights + n_initial]
-    return dx, d_weights, d_initial, *(None,) * (len(ctx.options) + 1)
+    return dx, d_weights, d_initial or None, *(None,) * (len(ctx.options) + 1)
+
+
+def _under_vmap(grads: Sequence[Tensor | None]) -> bool:
+    """Whether this backward pass computes many gradients at once: torch.func's vmap, or autograd's own older one."""
+    if peek_interpreter_stack() is not None:
+        return True
+    return any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def _through_recurrence(

@@ -36,7 +36,7 @@ def run_layers(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tensor,
         results = torch.ops.holdfast.layer.default(
             x,
             flat[layer * each : (layer + 1) * each],
-            [state[rows] for state in call.states],
+            [state[rows] for state in call.states] or [None] * n_states,
             module.mode.lower(),
             directions,
             batch_first,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def layer(
     x: Tensor,
     weights: Sequence[Tensor],
-    initial: Sequence[Tensor],
+    initial: Sequence[Tensor | None],
     cell: str,
     directions: int,
     batch_first: bool,
@@ -37,7 +37,7 @@ def layer(
 
     x:        [T, B, I], or [B, T, I] with batch_first; any strides.
     weights:  w_ih [G*H, I], w_hh [G*H, H] and, or not, b_ih, b_hh [G*H] of each direction in turn (G gates).
-    initial:  a tensor [directions, B, H] per state of the cell, h first; empty for zeros.
+    initial:  a tensor [directions, B, H] per state of the cell, h first; a None each for zeros.
     cell:     name in `kernels.cell_spec.CELLS`.
     dtype:    what to compute in: x, weights and initial are cast to it, and all results are of it.
     precision, keep:  see `kernels.problem.Precision` and `kernels.layer.Keep`.
@@ -56,7 +56,7 @@ def layer(
         _config(problem, x.device),
         x,
         by_direction(weights, directions),
-        initial or None,
+        given(initial),
         batch_first=batch_first,
         keep=cast("Keep", keep),
     )
@@ -68,7 +68,7 @@ def layer(
 def _(
     x: Tensor,
     weights: Sequence[Tensor],
-    initial: Sequence[Tensor],
+    initial: Sequence[Tensor | None],
     cell: str,
     directions: int,
     batch_first: bool,
@@ -109,6 +109,7 @@ def layer_backward(
 ) -> list[Tensor]:
     """Gradients of `layer`'s tensors from those of its results.
 
+    initial:       as for `layer`, but empty for zeros.
     y, residuals:  the first and the last results of `layer` with keep="save" or "recompute".
     dy, d_final:   gradients of y and of each final state, any strides; None where nothing used it.
 
@@ -160,6 +161,12 @@ def _(
         dx = x.new_empty(*y.shape[:2], x.shape[2])
         gradients.append(dx.transpose(0, 1) if batch_first else dx)
     return gradients
+
+
+def given(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """The initial states, or None where they are zeros."""
+    # Not an empty list for zeros: AOTInductor hands that on as None, which the schema refuses.
+    return None if any(state is None for state in initial) else cast("list[Tensor]", initial)
 
 
 def by_direction(weights: Sequence[Tensor], directions: int) -> list[LayerWeights]:

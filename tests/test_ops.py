@@ -1,0 +1,111 @@
+"""holdfast::layer and holdfast::layer_backward by themselves: schema, fake kernels, derivative, errors."""
+
+from itertools import product
+
+import pytest
+import torch
+
+import holdfast
+from holdfast.bench.check import Case, Layer
+from holdfast.kernels.cell_spec import CELLS
+from holdfast.kernels.interpreter import interpret
+
+T, B, SIZE, H = 3, 2, 4, 5
+CPU = torch.device("cpu")
+OPS = torch.ops.holdfast
+
+
+def arguments(cell, keep, *, directions=1, bias=True, initial=True, batch_first=False, dtype=torch.float32, grad=True):
+    case = Case(cell, "single_cta", torch.float32, H, B, T, directions, bias, batch_first=batch_first, input_size=SIZE)
+    layer = Layer(case, seed=0)
+    weights = [w for of_direction in layer.weights(CPU) for w in of_direction if w is not None]
+    states = list(layer.hx) if initial else [None] * len(layer.hx)
+    for t in (layer.x, *weights, *states):
+        if t is not None:
+            t.requires_grad_(grad)
+    return layer.x, weights, states, cell, directions, batch_first, dtype, "ieee", keep
+
+
+VARIANTS = [
+    {},
+    {"directions": 2, "batch_first": True},
+    {"bias": False, "initial": False},
+    {"dtype": torch.bfloat16, "directions": 2},
+]
+
+
+def each_cell():
+    """Every cell and keep with every option; half a minute of opcheck is enough for each run of the tests."""
+    for i, (cell, keep) in enumerate(product(CELLS, ["save", "recompute"])):
+        for j, options in enumerate(VARIANTS):
+            marks = [] if j == (i + i // 2) % 4 else [pytest.mark.slow]
+            yield pytest.param(cell, keep, options, marks=marks, id=f"{cell}-{keep}-{options}")
+
+
+@pytest.mark.parametrize(("cell", "keep", "options"), list(each_cell()))
+def test_opcheck_of_layer(cell, keep, options):
+    with interpret():
+        torch.library.opcheck(OPS.layer.default, arguments(cell, keep, **options))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_opcheck_of_layer_for_inference(cell):
+    with interpret():
+        torch.library.opcheck(OPS.layer.default, arguments(cell, "nothing", grad=False))
+
+
+@pytest.mark.parametrize(("cell", "keep", "options"), list(each_cell()))
+def test_opcheck_of_layer_backward(cell, keep, options):
+    x, weights, initial, *more, _ = arguments(cell, keep, grad=False, **options)
+    n = CELLS[cell].states
+    states = [] if initial[0] is None else initial
+    with interpret():
+        y, *rest = OPS.layer.default(x, weights, initial, *more, keep)
+        final, residuals = rest[:n], rest[n:]
+        for dy, d_final in ((torch.randn_like(y), [None] * n), (None, [torch.randn_like(s) for s in final])):
+            gradients = (x, weights, states, y, residuals, dy, d_final, *more)
+            torch.library.opcheck(OPS.layer_backward.default, (*gradients, True))
+            torch.library.opcheck(OPS.layer_backward.default, (*gradients, False))
+
+
+def test_an_empty_batch():
+    module = holdfast.GRU(SIZE, H)
+    x = torch.zeros(T, 0, SIZE)
+    weights = list(module.parameters())
+    with interpret():
+        y, h_n = OPS.layer.default(x, weights, [None], "gru", 1, False, torch.float32, "ieee", "recompute")
+        (y.sum() + h_n.sum()).backward()
+    assert y.shape == (T, 0, H)
+    assert all(not p.grad.any() for p in weights)
+
+
+def test_layer_that_kept_nothing_has_no_backward():
+    with interpret():
+        y, *_ = OPS.layer.default(*arguments("gru", "nothing"))
+        with pytest.raises(RuntimeError, match='keep="nothing"'):
+            y.sum().backward()
+
+
+def test_on_a_cpu_without_the_interpreter():
+    with pytest.raises(RuntimeError, match="run on a GPU, or on a CPU inside the interpreter; x is on cpu"):
+        OPS.layer.default(*arguments("gru", "nothing", grad=False))
+
+
+def test_no_gradient_of_x_where_none_is_needed():
+    x, weights, initial, *more = arguments("lstm", "save")
+    x.requires_grad_(False)
+    with interpret():
+        y, *_ = OPS.layer.default(x, weights, initial, *more)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            y.sum().backward()
+    assert x.grad is None
+    assert all(w.grad is not None for w in (*weights, *initial))
+    assert [event.name for event in profile.events()].count("aten::mm") == 2  # of w_ih and w_hh
+
+
+def test_backward_runs_under_the_settings_of_its_forward():
+    """On a GPU autograd has its own thread; here the interpreter's block has simply ended."""
+    with interpret() as interpreter:
+        y, *_ = OPS.layer.default(*arguments("gru", "save"))
+    y.sum().backward()
+    assert interpreter.launches == 2
