@@ -1,6 +1,6 @@
 """The config of a problem that nobody has tuned: feasible tilings, ranked by an estimate of a step.
 
-Nothing here is measured yet. The tilings are those that compile for sm_80, sm_90, sm_100 and gfx942
+No time here is measured yet. The tilings are those that compile for sm_80, sm_90, sm_100 and gfx942
 without a spill (the compile gate checks every one that `choose` can return); their order is an
 estimate from the constants below, each an assumption until a GPU run replaces it.
 """
@@ -16,10 +16,10 @@ import torch
 import triton
 
 from ..kernels.cell_spec import CELLS
-from ..kernels.config import Config
+from ..kernels.config import Config, Exchange
 from ..kernels.describe import dot_precision, least_grid
 from ..kernels.plan import Reason
-from ..kernels.problem import Problem
+from ..kernels.problem import Phase, Problem
 from ..kernels.resources import DeviceLimits
 
 EXCHANGE_US = 0.7
@@ -62,10 +62,13 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
 class Tiling:
     """Blocks of a cooperative program that compile without a spill for hidden sizes up to `max_k`.
 
-    rows:     of the dot, gates * BLOCK_H; 64 are one warp group's wgmma.
-    columns:  BLOCK_B.
-    block_k:  the largest chunk of W_hh.
-    max_k:    most columns of W_hh, padded to whole chunks.
+    rows:       of W_hh in a program, gates * BLOCK_H.
+    columns:    BLOCK_B.
+    block_k:    the largest chunk of W_hh.
+    max_k:      most columns of W_hh, padded to whole chunks.
+    exchange:   how the team hands its tile on.
+    on_wgmma:   True: only where the matrix unit reads W_hh from shared memory by itself (wgmma, tcgen05);
+                False: only where warps load it (mma.sync); None: anywhere.
     """
 
     rows: int
@@ -73,41 +76,57 @@ class Tiling:
     num_warps: int
     block_k: int
     max_k: int
+    exchange: Exchange = "dataflow"
+    on_wgmma: bool | None = None
 
 
-# What bounds max_k is the tile of h that is being polled, in registers. Found by compiling every cell for sm_80,
-# sm_90 and sm_100 with Triton 3.7.1; one chunk size more or 4 warps for 32 columns spill somewhere.
-TILINGS = {
-    "half": (
-        Tiling(64, 16, 4, 256, 768),
-        Tiling(64, 16, 4, 128, 1024),
+# Found by compiling every cell at every max_k for sm_80, sm_90 and sm_100; twice max_k, or 4 warps where it says 8,
+# spill somewhere. 64 rows are one warp group's wgmma. mma.sync wants 8 warps: Triton 3.9 keeps W_hh in registers
+# there, and with 4 warps an LSTM of 768 spills 336 bytes. Backwards a gate's dot has only BLOCK_H rows, so it is
+# mma.sync everywhere, and a team gathers all gates' gradients: more than 512 units do not fit in registers while
+# they are polled, which a barrier does not do.
+TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
+    ("forward", "half"): (
+        Tiling(64, 16, 4, 256, 768, on_wgmma=True),
+        Tiling(64, 16, 4, 128, 1024, on_wgmma=True),
+        Tiling(64, 16, 8, 128, 1024, on_wgmma=False),
         Tiling(64, 32, 8, 256, 768),
         Tiling(64, 32, 8, 128, 1024),
         Tiling(128, 16, 8, 256, 768),
-        Tiling(32, 16, 4, 128, 1536),
+        Tiling(32, 16, 8, 128, 1536),
     ),
-    "tf32": (
-        Tiling(64, 16, 4, 128, 512),
+    ("forward", "tf32"): (
+        Tiling(64, 16, 4, 128, 512, on_wgmma=True),
+        Tiling(64, 16, 8, 128, 512, on_wgmma=False),
         Tiling(64, 32, 8, 128, 512),
         Tiling(128, 16, 8, 128, 256),
-        Tiling(32, 16, 4, 256, 768),
-        Tiling(32, 16, 8, 128, 1024),
+        Tiling(32, 16, 8, 256, 1024),
     ),
-    # wgmma and tcgen05 only: as mma.sync on sm_80 the three products spill at every size tried.
-    "tf32x3": (Tiling(64, 16, 4, 128, 256),),
+    ("forward", "tf32x3"): (
+        Tiling(64, 16, 4, 128, 256, on_wgmma=True),
+        Tiling(64, 16, 8, 64, 256, on_wgmma=False),
+    ),
+    ("backward", "half"): (
+        Tiling(64, 16, 8, 128, 1024),
+        Tiling(64, 16, 8, 128, 1024, "barrier"),
+        Tiling(64, 32, 8, 128, 256, "barrier"),
+    ),
+    ("backward", "tf32"): (Tiling(64, 16, 8, 128, 512, "barrier"),),
+    ("backward", "tf32x3"): (Tiling(64, 16, 8, 64, 256, "barrier"),),
     # AMD keeps W_hh in registers; 8 waves would halve them.
-    "amd": (Tiling(64, 16, 4, 256, 1024),),
+    ("forward", "amd"): (Tiling(64, 16, 4, 256, 1024),),
+    ("backward", "amd"): (Tiling(64, 16, 4, 128, 768, "barrier"),),
 }
 
 
 def tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
+    """The tilings of a problem's phase and products on a GPU's matrix unit."""
     if limits.arch[0] == "hip":
-        return TILINGS["amd"]
-    if problem.dtype != torch.float32:
-        return TILINGS["half"]
-    if problem.precision == "tf32":
-        return TILINGS["tf32"]
-    return TILINGS["tf32x3"] if int(limits.arch[1]) >= 90 else ()
+        return TILINGS[problem.phase, "amd"]
+    kind = "half" if problem.dtype != torch.float32 else dot_precision(problem, "cuda")
+    # Hopper (90) has wgmma, data-centre Blackwell (100 to 110) tcgen05; consumer Blackwell (120) has neither.
+    wgmma = 90 <= int(limits.arch[1]) < 120
+    return tuple(t for t in TILINGS[problem.phase, kind] if t.on_wgmma in (None, wgmma))
 
 
 def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
@@ -120,7 +139,9 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     for tiling in tilings(problem, limits):
         block_k = _block_k(problem, tiling.block_k)
         if math.ceil(problem.hidden_size / block_k) * block_k <= tiling.max_k:
-            yield Config("cooperative", tiling.columns, tiling.rows // gates, block_k, num_warps=tiling.num_warps)
+            yield Config(
+                "cooperative", tiling.columns, tiling.rows // gates, block_k, tiling.num_warps, exchange=tiling.exchange
+            )
 
 
 def _block_k(problem: Problem, largest: int) -> int:
@@ -140,22 +161,28 @@ class Footprint:
 def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footprint:
     """A model of what the compiler allocates (the compile gate holds it against the compiler).
 
-    NVIDIA: W_hh and the h operand lie in shared memory; the polled h also passes through registers.
+    NVIDIA: W_hh and the other operand lie in shared memory; what is polled also passes through registers.
     AMD: both lie in registers, and shared memory serves one chunk's change of layout.
     """
     width = _width(problem) * _parts(problem, limits)
+    gates = CELLS[problem.cell].padded_gates
     k = config.BLOCK_H if config.regime == "single_cta" else _padded_k(problem, config)
-    rows = CELLS[problem.cell].padded_gates * config.BLOCK_H
-    weights, h = rows * k * width, config.BLOCK_B * k * width
+    rows = gates * config.BLOCK_H
+    gathered = config.BLOCK_B * (gates if problem.phase == "backward" else 1)  # rows of the other operand
+    weights = rows * k * width
     thread_bytes = 4 * config.num_warps * limits.warp_size
     if limits.arch[0] == "hip":
-        chunk = max(rows, config.BLOCK_B) * config.BLOCK_K * width
-        return Footprint(shared=chunk, registers=(weights + h) // thread_bytes)
+        chunk = max(rows, gathered) * config.BLOCK_K * width
+        return Footprint(shared=chunk, registers=(weights + config.BLOCK_B * k * width) // thread_bytes)
     if config.regime == "single_cta":
         # The accumulator changes layout on its way to the gate math, through at most its own size.
         scratch = min(rows * config.BLOCK_B * 4, 12 * 1024)
-        return Footprint(shared=weights + h + scratch, registers=rows * config.BLOCK_B * 4 // thread_bytes)
-    return Footprint(shared=weights + h + 64, registers=config.BLOCK_B * k * _width(problem) // thread_bytes)
+        return Footprint(weights + gathered * k * width + scratch, rows * config.BLOCK_B * 4 // thread_bytes)
+    # Batched over gates the operand goes to registers a chunk at a time, through two buffers of its size.
+    batched = problem.phase == "backward" and gates > 1
+    operand = 2 * gathered * config.BLOCK_K * width if batched else gathered * k * width
+    polled = gathered * k * _width(problem) if config.exchange == "dataflow" else 0
+    return Footprint(shared=weights + operand + 64, registers=polled // thread_bytes)
 
 
 def fits_shared(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
@@ -167,9 +194,16 @@ def fits_shared(problem: Problem, config: Config, limits: DeviceLimits) -> str |
 
 def fits_registers(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
     need = footprint(problem, config, limits).registers
-    budget = 300 if limits.arch[0] == "hip" else 96
+    budget = 300 if limits.arch[0] == "hip" else 64
     if need > budget:
         return f"its big tiles take {need} registers a thread; more than {budget} spill"
+    return None
+
+
+def is_matrix_shape(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
+    """Backwards every gate has a dot of its own, of BLOCK_H rows; the matrix unit's smallest has 16."""
+    if problem.phase == "backward" and config.BLOCK_H < 16:
+        return f"{config.BLOCK_H} units are below the matrix unit's 16 rows"
     return None
 
 
@@ -182,6 +216,7 @@ def is_co_resident(problem: Problem, config: Config, limits: DeviceLimits) -> st
 
 
 CONSTRAINTS: tuple[Callable[[Problem, Config, DeviceLimits], str | None], ...] = (
+    is_matrix_shape,
     fits_shared,
     fits_registers,
     is_co_resident,
@@ -193,13 +228,15 @@ def estimated_step_us(problem: Problem, config: Config, limits: DeviceLimits) ->
     tiles = math.ceil(problem.batch_size / config.BLOCK_B)
     programs = least_grid(problem, config) if config.regime == "cooperative" else problem.directions
     passes = math.ceil(tiles / max(1, limits.num_sms // programs))
-    rows = CELLS[problem.cell].padded_gates * config.BLOCK_H
+    gates = CELLS[problem.cell].padded_gates
     k = config.BLOCK_H if config.regime == "single_cta" else _padded_k(problem, config)
-    weights = rows * k * _width(problem) * _parts(problem, limits)
+    weights = gates * config.BLOCK_H * k * _width(problem) * _parts(problem, limits)
     step = weights / SHARED_BYTES_PER_US + config.BLOCK_H * config.BLOCK_B * GATE_MATH_US
     if config.regime == "cooperative":
-        gathered = least_grid(problem, config) * config.BLOCK_B * k * _width(problem)
-        step += EXCHANGE_US + gathered / L2_BYTES_PER_US
+        rows = config.BLOCK_B * (gates if problem.phase == "backward" else 1)
+        # A barrier is two round trips, the counter's and the data's.
+        step += EXCHANGE_US * (2 if config.exchange == "barrier" else 1)
+        step += least_grid(problem, config) * rows * k * _width(problem) / L2_BYTES_PER_US
     return passes * step
 
 
