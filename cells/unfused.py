@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
+from .backend import constant_when_traced
 from .call import Call
 from .eligibility import forward_ad_dual, needs_grad
 
@@ -28,7 +29,7 @@ Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 def needs_unfused(module: RecurrentBase, call: Call) -> bool:
     """Whether torch's fused op would refuse what it accepts in plain eager mode."""
     if torch.compiler.is_compiling():
-        return call.batch_sizes is None and compiled_cpu_lstm_training(module, call)
+        return call.batch_sizes is None and (under_vmap_or_jvp() or compiled_cpu_lstm_training(module, call))
     if get_interpreter_stack() is None and forward_ad._current_level < 0:
         return False
     return call.batch_sizes is None and (under_vmap_or_jvp() or forward_ad_dual(module, call) is not None)
@@ -39,6 +40,7 @@ def compiled_cpu_lstm_training(module: RecurrentBase, call: Call) -> bool:
     return module.mode == "LSTM" and call.x.device.type == "cpu" and needs_grad(module, call)
 
 
+@constant_when_traced
 def under_vmap_or_jvp() -> bool:
     """The fused ops have no batching rule, and some no forward derivative. torch.func.grad alone suits them."""
     levels = get_interpreter_stack() or ()
