@@ -20,14 +20,18 @@ from .targets import REFERENCE_DEVICE
 
 @dataclass(frozen=True)
 class Request:
-    """A kernel to compile: what `heuristic.choose` chose for a problem on a target's reference device."""
+    """A kernel to compile: what `heuristic.choose` chose for a problem on a target's reference device.
+
+    saves:  the gate values pass through memory between the two loops (see `kernels.describe.describe`).
+    """
 
     problem: Problem
     config: Config
     target: str
+    saves: bool = False
 
     def __str__(self) -> str:
-        return f"{self.problem}, {self.config}, {self.target}"
+        return f"{self.problem}, {self.config}, {self.target}{', saves' if self.saves else ''}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def compile_many(
 
 
 def _describe(request: Request):  # type: ignore[no-untyped-def]
-    return describe(request.problem, request.config, REFERENCE_DEVICE[request.target])
+    return describe(request.problem, request.config, REFERENCE_DEVICE[request.target], saves=request.saves)
 
 
 def _kernel_key(request: Request) -> str:

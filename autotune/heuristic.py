@@ -69,6 +69,7 @@ class Tiling:
     exchange:   how the team hands its tile on.
     on_wgmma:   True: only where the matrix unit reads W_hh from shared memory by itself (wgmma, tcgen05);
                 False: only where warps load it (mma.sync); None: anywhere.
+    aligned:    only hidden sizes that are multiples of 16; the masks of others take registers that are not there.
     """
 
     rows: int
@@ -78,6 +79,7 @@ class Tiling:
     max_k: int
     exchange: Exchange = "dataflow"
     on_wgmma: bool | None = None
+    aligned: bool = False
 
 
 # Found by compiling every cell at every max_k for sm_80, sm_90 and sm_100; twice max_k, or 4 warps where it says 8,
@@ -100,7 +102,8 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
         Tiling(64, 16, 8, 128, 512, on_wgmma=False),
         Tiling(64, 32, 8, 128, 512),
         Tiling(128, 16, 8, 128, 256),
-        Tiling(32, 16, 8, 256, 1024),
+        Tiling(32, 16, 8, 256, 768),
+        Tiling(32, 16, 8, 128, 1024, "barrier", aligned=True),
     ),
     ("forward", "tf32x3"): (
         Tiling(64, 16, 4, 128, 256, on_wgmma=True),
@@ -111,7 +114,7 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
         Tiling(64, 16, 8, 128, 1024, "barrier"),
         Tiling(64, 32, 8, 128, 256, "barrier"),
     ),
-    ("backward", "tf32"): (Tiling(64, 16, 8, 128, 512, "barrier"),),
+    ("backward", "tf32"): (Tiling(64, 16, 8, 128, 768, "barrier"),),
     ("backward", "tf32x3"): (Tiling(64, 16, 8, 64, 256, "barrier"),),
     # AMD keeps W_hh in registers; 8 waves would halve them.
     ("forward", "amd"): (Tiling(64, 16, 4, 256, 1024),),
@@ -138,6 +141,8 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
         yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 else 4)
     for tiling in tilings(problem, limits):
         block_k = _block_k(problem, tiling.block_k)
+        if tiling.aligned and problem.hidden_size % 16:
+            continue
         if math.ceil(problem.hidden_size / block_k) * block_k <= tiling.max_k:
             yield Config(
                 "cooperative", tiling.columns, tiling.rows // gates, block_k, tiling.num_warps, exchange=tiling.exchange

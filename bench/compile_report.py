@@ -16,7 +16,7 @@ from ..autotune.heuristic import choose
 from ..autotune.targets import REFERENCE_DEVICE, TARGETS
 from ..kernels.cell_spec import CELLS
 from ..kernels.plan import Reason
-from ..kernels.problem import Precision, Problem
+from ..kernels.problem import Phase, Precision, Problem
 
 KINDS: tuple[tuple[torch.dtype, Precision], ...] = (
     (torch.float32, "tf32"),
@@ -26,16 +26,17 @@ KINDS: tuple[tuple[torch.dtype, Precision], ...] = (
 )
 """What a kernel can compute in: dtype, and what a float32 product may be rounded to."""
 
+PHASES: tuple[Phase, ...] = ("forward", "backward")
 HIDDEN_SIZES = (1, 7, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 1536, 2048)
 BATCH_SIZES = (1, 8, 16, 32, 64, 128, 256)
 
 
 def full_grid() -> list[Problem]:
-    """Every cell × dtype × size × batch × directions that the compile gate covers."""
+    """Every cell × dtype × size × batch × directions × phase that the compile gate covers."""
     return [
-        Problem(cell, dtype, hidden, batch, directions, precision)
-        for cell, (dtype, precision), hidden, batch, directions in itertools.product(
-            CELLS, KINDS, HIDDEN_SIZES, BATCH_SIZES, (1, 2)
+        Problem(cell, dtype, hidden, batch, directions, precision, phase)
+        for cell, (dtype, precision), hidden, batch, directions, phase in itertools.product(
+            CELLS, KINDS, HIDDEN_SIZES, BATCH_SIZES, (1, 2), PHASES
         )
     ]
 
@@ -52,9 +53,15 @@ def quick_grid() -> list[Problem]:
         *(Problem("lstm", bf16, 768, batch) for batch in (1, 64, 256)),
         # The tightest: both spilled on sm_100 with Triton 3.7.1 or 3.6.0 while the others were clean.
         Problem("rnn_tanh", bf16, 1000, 16),
-        Problem("rnn_tanh", fp32, 1000, 16, precision="tf32"),
+        Problem("rnn_tanh", fp32, 1024, 16, precision="tf32"),
+        Problem("rnn_tanh", fp32, 768, 16, precision="tf32", phase="backward"),
         Problem("lstm", fp16, 768, 16),
-        Problem("lstm", fp32, 384, 16),
+        Problem("lstm", fp32, 256, 16),
+        *(Problem(cell, bf16, hidden, 16, phase="backward") for cell in CELLS for hidden in (64, 256, 768)),
+        *(Problem(cell, fp32, 256, 16, precision="tf32", phase="backward") for cell in CELLS),
+        Problem("lstm", bf16, 1024, 16, phase="backward"),
+        Problem("gru", bf16, 1000, 16, directions=2, phase="backward"),
+        Problem("lstm", fp32, 100, 16, phase="backward"),
     ]
 
 
@@ -64,12 +71,14 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
     targets:   architecture names of `autotune.targets.TARGETS`; each stands for its reference device.
     progress:  show a bar on standard error.
 
-    Columns: the problem (cell, dtype, precision, hidden_size, batch, directions), target, regime, config, registers
-    (32-bit, per thread), spill_bytes (per thread), shared_bytes (per program), shared_limit (bytes that the device
-    gives one program), matrix_family, matrix_instructions, barriers (both counted in the code, not as run),
-    weight_loads_in_loop, grid (programs of the launch), resident_programs (that the device holds at once),
-    compile_seconds (near 0 where Triton's disk cache had the kernel) and note: why no kernel is used, or why it did
-    not compile. What does not apply to a row is missing there (pd.NA).
+    A problem has two rows on a target where its cell's gate values may be saved between the loops: with and without.
+
+    Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), saves (gate values), target,
+    regime, config, registers (32-bit, per thread), spill_bytes (per thread), shared_bytes (per program), shared_limit
+    (bytes that the device gives one program), matrix_family, matrix_instructions, barriers (both counted in the code,
+    not as run), weight_loads_in_loop, grid (programs of the launch), resident_programs (that the device holds at
+    once), compile_seconds (near 0 where Triton's disk cache had the kernel) and note: why no kernel is used, or why it
+    did not compile. What does not apply to a row is missing there (pd.NA).
 
     Raises ValueError for an unknown target.
     """
@@ -77,19 +86,24 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
         if target not in TARGETS:
             raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     choices = [
-        (target, problem, choose(problem, REFERENCE_DEVICE[target])) for problem in problems for target in targets
+        (problem, target, saves, choose(problem, REFERENCE_DEVICE[target]))
+        for problem in problems
+        for target in targets
+        for saves in ((False, True) if CELLS[problem.cell].saved else (False,))
     ]
-    requests = [
-        Request(problem, choice, target) for target, problem, choice in choices if not isinstance(choice, Reason)
-    ]
-    outcomes = _compile_with_bar(requests, progress)
+    requests = {
+        (problem, target, saves): Request(problem, choice, target, saves)
+        for problem, target, saves, choice in choices
+        if not isinstance(choice, Reason)
+    }
+    outcomes = _compile_with_bar(list(requests.values()), progress)
     rows = []
-    for target, problem, choice in choices:
-        row: dict[str, object] = _problem_columns(problem) | {"target": target}
+    for problem, target, saves, choice in choices:
+        row: dict[str, object] = _problem_columns(problem) | {"saves": saves, "target": target}
         if isinstance(choice, Reason):
             row |= {"regime": "eager", "note": str(choice)}
         else:
-            request = Request(problem, choice, target)
+            request = requests[problem, target, saves]
             row |= {"regime": choice.regime, "config": str(choice)} | _outcome_columns(request, outcomes[request])
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -97,11 +111,13 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
 
 COLUMNS = {
     "cell": "string",
+    "phase": "string",
     "dtype": "string",
     "precision": "string",
     "hidden_size": "Int64",
     "batch": "Int64",
     "directions": "Int64",
+    "saves": "boolean",
     "target": "string",
     "regime": "string",
     "config": "string",
@@ -140,6 +156,7 @@ def _compile_with_bar(requests: list[Request], visible: bool) -> dict[Request, O
 def _problem_columns(problem: Problem) -> dict[str, object]:
     return {
         "cell": problem.cell,
+        "phase": problem.phase,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "precision": problem.precision,
         "hidden_size": problem.hidden_size,
