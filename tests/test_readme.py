@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from holdfast.bench.tables import to_markdown
+from holdfast.bench.where import where_table
+from holdfast.kernels.resources import H100
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -26,3 +30,7 @@ def test_the_example_prints_what_the_readme_shows():
 def test_every_file_that_the_readme_shows_exists():
     for target in re.findall(r"\]\(([^):]+)\)", README):
         assert (Path(__file__).parents[1] / target).is_file(), target
+
+
+def test_the_table_of_paths_is_the_heuristics():
+    assert to_markdown(where_table(H100)) in README
