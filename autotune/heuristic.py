@@ -138,7 +138,7 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     if block <= 256:
         resident = gates * block * _width(problem) * _parts(problem, limits)  # bytes of W_hh per column
-        yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 else 4)
+        yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 or block == 256 else 4)
     for tiling in tilings(problem, limits):
         block_k = _block_k(problem, tiling.block_k)
         if tiling.aligned and problem.hidden_size % 16:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from holdfast.kernels.interpreter import interpret
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,3 +22,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the kernels run: the concurrent interpreter, each test with a schedule of its own, and the GPU."""
+    if request.param == "cuda":
+        yield torch.device("cuda")
+        return
+    with interpret(seed=sum(map(ord, request.node.name))):
+        yield torch.device("cpu")
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors are NaN, so that what a kernel fails to write is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -14,26 +14,9 @@ from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.layer import backward_layer, forward_layer
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 KEEP = ["save", "recompute"]
 EVERY = list(itertools.product(CELLS, REGIMES))
-
-
-@pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    """Where the kernels run; every test sees another schedule of the interpreter."""
-    if request.param == "cuda":
-        yield torch.device("cuda")
-        return
-    with interpret(seed=sum(map(ord, request.node.name))):
-        yield CPU
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fresh tensors are NaN, so that what a kernel fails to write is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def assert_right(case, device, keep, seed=0):

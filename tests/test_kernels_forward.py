@@ -18,24 +18,7 @@ from holdfast.kernels.layer import project_input, run_layer
 from holdfast.kernels.stall import StalledError, raise_if_stalled
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    """Where the kernels run; every test sees another schedule of the interpreter."""
-    if request.param == "cuda":
-        yield torch.device("cuda")
-        return
-    with interpret(seed=sum(map(ord, request.node.name))):
-        yield CPU
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fresh tensors are NaN, so that what a kernel fails to write is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def assert_right(case: Case, device: torch.device, seed: int = 0) -> None:
