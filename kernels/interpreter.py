@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton
@@ -28,7 +28,9 @@ from triton.runtime import interpreter as base
 from triton.runtime.interpreter import TensorHandle
 
 from .executor import executing_on
-from .schedule import Range, Scheduler
+
+if TYPE_CHECKING:
+    from .schedule import Range, Scheduler
 
 
 class RaceError(RuntimeError):
@@ -63,6 +65,8 @@ class Interpreter:
         """Who had each turn, over all launches."""
 
     def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None:
+        from .schedule import Scheduler  # needs greenlet, which a machine with a GPU may lack
+
         scheduler = Scheduler(self.seed + self.launches, raise_on_deadlock=self.raise_on_deadlock)
         self.launches += 1
         function = _rewritten(kernel)
