@@ -127,17 +127,21 @@ def tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
     if limits.arch[0] == "hip":
         return TILINGS[problem.phase, "amd"]
     kind = "half" if problem.dtype != torch.float32 else dot_precision(problem, "cuda")
-    # Hopper (90) has wgmma, data-centre Blackwell (100 to 110) tcgen05; consumer Blackwell (120) has neither.
-    wgmma = 90 <= int(limits.arch[1]) < 120
-    return tuple(t for t in TILINGS[problem.phase, kind] if t.on_wgmma in (None, wgmma))
+    return tuple(t for t in TILINGS[problem.phase, kind] if t.on_wgmma in (None, has_wgmma(limits)))
+
+
+def has_wgmma(limits: DeviceLimits) -> bool:
+    """Hopper (90) has wgmma, data-centre Blackwell (100 to 110) tcgen05; consumer Blackwell (120) has neither."""
+    return limits.arch[0] == "cuda" and 90 <= int(limits.arch[1]) < 120
 
 
 def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     """All tilings that are considered, whether or not they fit this GPU."""
     gates = CELLS[problem.cell].padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
-    if block <= 256:
-        resident = gates * block * _width(problem) * _parts(problem, limits)  # bytes of W_hh per column
+    resident = gates * block * _width(problem) * _parts(problem, limits)  # bytes of W_hh per column
+    # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
+    if block <= 256 and (resident <= 512 or has_wgmma(limits)):
         yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 or block == 256 else 4)
     for tiling in tilings(problem, limits):
         block_k = _block_k(problem, tiling.block_k)

@@ -61,14 +61,16 @@ def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any
     return {name: values[name] for name in kernel_of(problem, config).arg_names if name in values}
 
 
-def backend_options(platform: str) -> dict[str, int]:
+def backend_options(platform: str) -> dict[str, Any]:
     """Compiler options on top of warps and stages.
 
     Named as a limit, 255 registers are what ptxas uses before it spills; left alone it aims at more
     programs on an SM, which W_hh's shared memory rules out. LSTM bf16 H=1024, sm_80: 168 registers
-    and 32 bytes of spill without, 255 and none with it.
+    and 32 bytes of spill without, 255 and none with it. Fused multiply-adds are asked for by name:
+    Triton 3.10 turns them off.
     """
-    return {} if platform == "hip" else {"maxnreg": 255}
+    fusion: dict[str, Any] = {"enable_fp_fusion": True}
+    return fusion if platform == "hip" else fusion | {"maxnreg": 255}
 
 
 def team_size(problem: Problem, config: Config) -> int:
@@ -100,7 +102,7 @@ class KernelDescription:
     attrs: dict[tuple[int, ...], Any]
     num_warps: int
     num_stages: int
-    options: dict[str, int]
+    options: dict[str, Any]
     grid: int
     """Programs that must be resident at once."""
 

@@ -31,7 +31,7 @@ def launch(problem: Problem, config: Config, device: torch.device, tensors: dict
     executor = substitute()
     platform = "hip" if torch.version.hip else "cuda"
     arguments = tensors | constexprs(problem, config, platform)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **backend_options(platform)}
+    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages, **backend_options(platform)}
     if config.regime == "cooperative":
         raise_if_stalled(device)
         arguments |= {
@@ -67,7 +67,7 @@ _resident_cache: dict[Any, int] = {}
 
 
 def _resident(
-    problem: Problem, config: Config, device: torch.device, arguments: dict[str, Any], options: dict[str, int]
+    problem: Problem, config: Config, device: torch.device, arguments: dict[str, Any], options: dict[str, Any]
 ) -> int:
     """Programs of the compiled kernel that the device holds at once, by its own registers and shared memory."""
     absent = tuple(name for name, value in arguments.items() if value is None)
