@@ -13,45 +13,59 @@ from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from .unfused import unroll
 
 
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    """Save what the backward pass reads."""
-    x, weights, initial, *options, keep = inputs
+def differentiable_layer(
+    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *options: Any
+) -> list[Tensor]:
+    """`holdfast::layer` as autograd sees it."""
     states = [state for state in initial if state is not None]
-    residuals = output[1 + len(initial) :]
-    ctx.options, ctx.keep, ctx.states, ctx.counts = options, keep, len(initial), (len(weights), len(states))
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*residuals)
-    ctx.save_for_backward(x, *weights, *states, output[0], *residuals)
-    # For a GPU autograd has a thread of its own, which does not see what a `with` block around the forward pass has
-    # set: the pinned config, the interpreter.
-    ctx.settings = copy_context()
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *states)):
+        return list(_Layer.apply(options, len(weights), len(initial), x, *weights, *states))
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.holdfast.layer.default(x, weights, initial, *options)
 
 
-def backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Gradients of x, the weights and the initial states.
+class _Layer(torch.autograd.Function):
+    """Flat, because autograd sees only tensors that are arguments themselves."""
 
-    Where they are to be differentiated again (create_graph=True), or autograd runs under vmap (is_grads_batched), the
-    plain recurrence is run and differentiated in place of the kernel.
-    """
-    if ctx.keep == "nothing":
-        raise RuntimeError('holdfast::layer kept nothing for its backward pass: it was called with keep="nothing"')
-    x, *rest = ctx.saved_tensors
-    n_weights, n_initial = ctx.counts
-    weights, initial = rest[:n_weights], rest[n_weights : n_weights + n_initial]
-    y, *residuals = rest[n_weights + n_initial :]
-    dy, *d_final = grads[: 1 + ctx.states]
-    if torch.is_grad_enabled() or _under_vmap(grads):
-        found = _through_recurrence(x, weights, initial, dy, d_final, *ctx.options)
-        dx, found = found[0], found[1:]
-    else:
-        needs_dx = ctx.needs_input_grad[0]
+    @staticmethod
+    def forward(ctx: Any, options: tuple[Any, ...], n_weights: int, n_states: int, x: Tensor, *rest: Tensor) -> Any:
+        weights, initial = rest[:n_weights], rest[n_weights:]
+        with torch._C._AutoDispatchBelowAutograd():
+            results = torch.ops.holdfast.layer.default(x, weights, initial or (None,) * n_states, *options)
+        *ctx.options, ctx.keep = options
+        ctx.n_weights, ctx.n_states, ctx.n_inputs = n_weights, n_states, 1 + len(rest)
+        residuals = results[1 + n_states :]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*residuals)
+        ctx.save_for_backward(x, *rest, results[0], *residuals)
+        # For a GPU autograd has a thread of its own, which does not see what a `with` block around the forward pass
+        # has set: the pinned config, the interpreter.
+        ctx.settings = copy_context()
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        """Gradients of x, the weights and the initial states.
+
+        Where they are to be differentiated again (create_graph=True), or autograd runs under vmap (is_grads_batched),
+        the plain recurrence is run and differentiated in place of the kernel.
+        """
+        if ctx.keep == "nothing":
+            raise RuntimeError('holdfast::layer kept nothing for its backward pass: it was called with keep="nothing"')
+        saved = ctx.saved_tensors
+        x, *rest = saved[: ctx.n_inputs]
+        y, *residuals = saved[ctx.n_inputs :]
+        weights, initial = rest[: ctx.n_weights], rest[ctx.n_weights :]
+        dy, *d_final = grads[: 1 + ctx.n_states]
+        if torch.is_grad_enabled() or _under_vmap(grads):
+            found = _through_recurrence(x, weights, initial, dy, d_final, *ctx.options)
+            return None, None, None, *found
+        needs_dx = ctx.needs_input_grad[3]
         op = torch.ops.holdfast.layer_backward.default
-        found = ctx.settings.copy().run(
-            op, x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx=needs_dx
-        )
-        dx = found[-1] if needs_dx else None
-    d_weights, d_initial = found[:n_weights], found[n_weights : n_weights + n_initial]
-    return dx, d_weights, d_initial or None, *(None,) * (len(ctx.options) + 1)
+        gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx)
+        found = ctx.settings.copy().run(op, *gradients)
+        dx = found.pop() if needs_dx else None
+        return None, None, None, dx, *found
 
 
 def _under_vmap(grads: Sequence[Tensor | None]) -> bool:
