@@ -92,7 +92,7 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
         Tiling(64, 16, 4, 256, 768, on_wgmma=True),
         Tiling(64, 16, 4, 128, 1024, on_wgmma=True),
         Tiling(64, 16, 8, 128, 1024, on_wgmma=False),
-        Tiling(64, 32, 8, 256, 768),
+        Tiling(64, 32, 8, 256, 768, on_wgmma=True),
         Tiling(64, 32, 8, 128, 1024),
         Tiling(128, 16, 8, 256, 768),
         Tiling(32, 16, 8, 128, 1536),

@@ -4,7 +4,8 @@ Triton's own interpreter runs the programs of a grid one after another, so progr
 each other never return. Here every program is a coroutine and a seeded scheduler picks who runs
 next (`schedule`). Memory is weaker than a plain array: a store reaches the others in pieces, at
 random times, in random order, until a release; a plain load of memory that another program writes
-is an error, because on a GPU it may be served from a stale L1 line.
+is an error, because on a GPU it may be served from a stale L1 line; so is an access outside every
+tensor of the launch.
 
 It also repairs what Triton's interpreter gets wrong on bfloat16: the dot (it multiplies the raw
 16-bit integers) and the conversion from float32 (it truncates). A tf32 dot rounds its operands.
@@ -15,12 +16,13 @@ It also repairs what Triton's interpreter gets wrong on bfloat16: the dot (it mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 from triton._C.libtriton import ir
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 class RaceError(RuntimeError):
     """Two programs touch the same memory in a way that a GPU gives no order to."""
+
+
+class OutOfBoundsError(IndexError):
+    """A program touches memory that belongs to none of its launch's tensors."""
 
 
 class Interpreter:
@@ -70,7 +76,7 @@ class Interpreter:
         scheduler = Scheduler(self.seed + self.launches, raise_on_deadlock=self.raise_on_deadlock)
         self.launches += 1
         function = _rewritten(kernel)
-        with _interpreted_language(_Builder.over(scheduler, grid)):
+        with _interpreted_language(_Builder.over(scheduler, grid, _storages(arguments.values()))):
             bound = {
                 name: value if parameter.is_constexpr else base._implicit_cvt(value)
                 for parameter, (name, value) in zip(kernel.params, arguments.items(), strict=True)
@@ -127,13 +133,17 @@ class _Builder(base.InterpreterBuilder):
     """Evaluates the language's operations; memory goes through the scheduler."""
 
     scheduler: Scheduler
+    storages: np.ndarray
+    """First address of each storage that the launch may touch and the one after its last, [2, storages]."""
+
     writers: dict[int, tuple[int, int]]
     """Byte address of every element stored in this launch -> the program that stored it first, and the bits."""
 
     @classmethod
-    def over(cls, scheduler: Scheduler, grid: int) -> _Builder:
+    def over(cls, scheduler: Scheduler, grid: int, storages: np.ndarray) -> _Builder:
         builder = cls()
         builder.scheduler = scheduler
+        builder.storages = storages
         builder.writers = {}
         builder.grid_dim = (grid, 1, 1)
         return builder
@@ -148,6 +158,7 @@ class _Builder(base.InterpreterBuilder):
         mask = TensorHandle(np.broadcast_to(mask.data, ptrs.data.shape).astype(bool), tl.int1)
         addresses = ptrs.data[mask.data]
         if addresses.size:
+            self._check_bounds(addresses)
             is_volatile = policy[-1]
             if is_volatile:
                 self.scheduler.before_poll(_range(addresses, ptrs))
@@ -162,6 +173,7 @@ class _Builder(base.InterpreterBuilder):
         live = np.broadcast_to(mask.data, shape).astype(bool)
         if not live.any():
             return
+        self._check_bounds(ptrs.data[live])
         self._claim(ptrs.data[live], np.broadcast_to(value.data, shape)[live])
         early = np.array([scheduler.random.random() < 0.5 for _ in range(live.size)]).reshape(shape)
         for part in (live & early, live & ~early):
@@ -210,6 +222,15 @@ class _Builder(base.InterpreterBuilder):
 
         return apply
 
+    def _check_bounds(self, addresses: np.ndarray) -> None:
+        first, end = self.storages[:, :, None]
+        inside = ((first <= addresses) & (addresses < end)).any(axis=0)
+        if not inside.all():
+            me = self.scheduler.running().index
+            raise OutOfBoundsError(
+                f"program {me} touches {(~inside).sum()} elements outside every tensor of its launch"
+            )
+
     def _check_plain_load(self, addresses: np.ndarray) -> None:
         me = self.scheduler.running().index
         for address in addresses.tolist():
@@ -225,6 +246,21 @@ class _Builder(base.InterpreterBuilder):
             if writer != me and stored != value:
                 raise RaceError(f"programs {writer} and {me} store different values to the same address")
             self.writers[address] = (writer, value)
+
+
+def _storages(arguments: Iterable[object]) -> np.ndarray:
+    """The storages of all tensors among the arguments, tuples of them included, as `_Builder.storages`."""
+    tensors = [
+        tensor
+        for argument in arguments
+        for tensor in (argument if isinstance(argument, tuple) else (argument,))
+        if isinstance(tensor, torch.Tensor)
+    ]
+    spans = [
+        (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+        for storage in (t.untyped_storage() for t in tensors)
+    ]
+    return np.array(spans, dtype=np.uint64).reshape(-1, 2).T
 
 
 def _range(addresses: np.ndarray, ptrs: TensorHandle) -> Range:

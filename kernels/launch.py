@@ -31,7 +31,11 @@ def launch(problem: Problem, config: Config, device: torch.device, tensors: dict
     executor = substitute()
     platform = "hip" if torch.version.hip else "cuda"
     arguments = tensors | constexprs(problem, config, platform)
-    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages, **backend_options(platform)}
+    options: dict[str, Any] = {
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        **backend_options(platform),
+    }
     if config.regime == "cooperative":
         raise_if_stalled(device)
         arguments |= {

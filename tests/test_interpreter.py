@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from holdfast.kernels.interpreter import Interpreter, RaceError
+from holdfast.kernels.interpreter import Interpreter, OutOfBoundsError, RaceError
 from holdfast.kernels.schedule import DeadlockError
 
 
@@ -117,6 +117,24 @@ def test_a_plain_load_of_what_another_program_stores_is_a_race():
 def test_two_values_stored_to_one_address_are_a_race():
     with pytest.raises(RaceError, match="store different values to the same address"):
         run(both_store, 2, torch.zeros(1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("store", [False, True], ids=["load", "store"])
+def test_memory_of_nobody_is_out_of_bounds(store):
+    """One element too many, of memory that is there: a view's neighbour is fine, another tensor's memory is not."""
+    data = torch.zeros(8, dtype=torch.int32)
+    run(touch, 1, data[:4], N=8, STORE=store)
+    with pytest.raises(OutOfBoundsError, match="program 0 touches 8 elements"):
+        run(touch, 1, data, N=16, STORE=store)
+
+
+@triton.jit
+def touch(data_ptr, N: tl.constexpr, STORE: tl.constexpr):
+    lanes = tl.arange(0, N)
+    if STORE:
+        tl.store(data_ptr + lanes, lanes)
+    else:
+        tl.load(data_ptr + lanes)
 
 
 def test_waiting_for_nobody_is_a_deadlock():
