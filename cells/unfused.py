@@ -32,7 +32,9 @@ def needs_unfused(module: RecurrentBase, call: Call) -> bool:
         return call.batch_sizes is None and (under_vmap_or_jvp() or compiled_cpu_lstm_training(module, call))
     if get_interpreter_stack() is None and forward_ad._current_level < 0:
         return False
-    return call.batch_sizes is None and (under_vmap_or_jvp() or forward_ad_dual(module, call) is not None)
+    return call.batch_sizes is None and (
+        under_vmap_or_jvp() or (call.x.is_cuda and under_nested_grad()) or forward_ad_dual(module, call) is not None
+    )
 
 
 def compiled_cpu_lstm_training(module: RecurrentBase, call: Call) -> bool:
@@ -45,6 +47,11 @@ def under_vmap_or_jvp() -> bool:
     """The fused ops have no batching rule, and some no forward derivative. torch.func.grad alone suits them."""
     levels = get_interpreter_stack() or ()
     return any(level.key() in (TransformType.Vmap, TransformType.Jvp) for level in levels)
+
+
+def under_nested_grad() -> bool:
+    """torch.func.grad of torch.func.grad, which cuDNN refuses: it has no second derivatives."""
+    return sum(level.key() == TransformType.Grad for level in get_interpreter_stack() or ()) > 1
 
 
 def rnn_tanh_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -9,12 +9,14 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import holdfast
-from holdfast.cells.unfused import STEPS, unroll
+from holdfast.cells.call import Call
+from holdfast.cells.unfused import STEPS, needs_unfused, unroll
 from holdfast.kernels.interpreter import interpret
 
 CELLS = {
@@ -23,7 +25,7 @@ CELLS = {
     "gru": (holdfast.GRU, nn.GRU, {}),
     "lstm": (holdfast.LSTM, nn.LSTM, {}),
 }
-T, B, SIZE, H = 4, 2, 3, 5
+T, B, INPUT, H = 4, 2, 3, 5
 
 
 @pytest.fixture(params=CELLS)
@@ -44,7 +46,7 @@ def interpreter():
 def pair(cell, dtype=torch.float32, **options):
     """holdfast's module, and torch.nn's with the same weights in `dtype`."""
     ours, theirs, more = CELLS[cell]
-    a, b = ours(SIZE, H, **options, **more), theirs(SIZE, H, **options, **more)
+    a, b = ours(INPUT, H, **options, **more), theirs(INPUT, H, **options, **more)
     b.load_state_dict(a.state_dict())
     return a, b.to(dtype)
 
@@ -52,7 +54,7 @@ def pair(cell, dtype=torch.float32, **options):
 def inputs(module, batch=B):
     dtype = next(module.parameters()).dtype
     generator = torch.Generator().manual_seed(1)
-    shape = (batch, T, SIZE) if module.batch_first else (T, batch, SIZE)
+    shape = (batch, T, INPUT) if module.batch_first else (T, batch, INPUT)
     return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
 
 
@@ -411,9 +413,38 @@ def test_transforms_take_the_eager_path_by_themselves(cell, interpreter):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["jacrev", "jacfwd", "hessian"])
+def test_function_transforms_against_autograd(cell, name, interpreter):
+    """Of a module in float64, where no kernel runs, as in torch.nn; in float32 the kernels stand aside."""
+    a, b = pair(cell, torch.float64)
+    x = inputs(b).detach()
+    transform, reference = getattr(torch.func, name), torch.autograd.functional
+    expected = (reference.hessian if name == "hessian" else reference.jacobian)(lambda x: b(x)[0].square().sum(), x)
+    close([transform(lambda x: a(x)[0].square().sum())(x.float())], [expected], tolerance=2e-5)
+    a.double()
+    close([transform(lambda x: a(x)[0].square().sum())(x)], [expected], tolerance=1e-12)
+    assert interpreter.launches == 0
+
+
+def test_nested_grad_on_a_gpu_leaves_cudnn(cell):
+    """Fake tensors: the decision needs no GPU."""
+    a, _ = pair(cell)
+    needed = []
+
+    def loss(x):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            needed.append(needs_unfused(a, Call(torch.empty(T, B, INPUT, device="cuda"), None)))
+        return x.square().sum()
+
+    grad(loss)(torch.ones(()))
+    grad(grad(loss))(torch.ones(()))
+    assert needed == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_jvp_and_forward_ad_take_the_eager_path_by_themselves(cell, interpreter):
     a, _ = pair(cell)
-    x, v = inputs(a), torch.randn(T, B, SIZE)
+    x, v = inputs(a), torch.randn(T, B, INPUT)
     _, tangent = torch.func.jvp(lambda x: a(x)[0], (x.detach(),), (v,))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x.detach(), v)
