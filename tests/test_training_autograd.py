@@ -5,6 +5,7 @@ In float32 through the interpreted kernels unless a test says otherwise.
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, vmap
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import holdfast
 from holdfast.cells.call import Call
@@ -106,6 +107,18 @@ def test_activation_checkpointing(cell, use_reentrant, interpreter):
     b(other)[0].tanh().square().sum().backward()
     close(gradients(a, x), gradients(b, other))
     assert interpreter.launches == 3
+
+
+def test_selective_checkpointing_may_keep_the_layer(cell, interpreter):
+    """A policy names the op, and its results are kept: the time loop does not run a second time."""
+    a, b = pair(cell)
+    x, other = inputs(a), inputs(b)
+    keep_layers = partial(create_selective_checkpoint_contexts, [torch.ops.holdfast.layer.default])
+    y = checkpoint(lambda x: a(x)[0].tanh(), x, use_reentrant=False, context_fn=keep_layers)
+    y.square().sum().backward()
+    b(other)[0].tanh().square().sum().backward()
+    close(gradients(a, x), gradients(b, other))
+    assert interpreter.launches == 2
 
 
 def test_nothing_is_kept_where_no_backward_can_follow(cell):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
+from torch.utils.checkpoint import checkpoint
 
 import holdfast
 from holdfast.kernels.interpreter import interpret
@@ -153,6 +154,20 @@ def test_an_eager_reason_holds_in_a_compiled_graph():
     x = torch.randn(2, 3, INPUT, dtype=torch.float64)
     with holdfast.backend("auto"):
         torch.testing.assert_close(compiled(x), b(x))
+
+
+def test_activation_checkpointing_in_a_compiled_graph(interpreter):
+    a, b = pair("gru")
+
+    def loss(model, x):
+        return checkpoint(lambda x: model(x)[0].tanh(), x, use_reentrant=False).square().sum()
+
+    x = torch.randn(2, 3, INPUT)
+    torch.compile(lambda x: loss(a, x), fullgraph=True, backend="aot_eager")(x).backward()
+    loss(b, x).backward()
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5)
+    assert interpreter.launches > 4  # two layers, forwards, again, and backwards
 
 
 def test_transforms_inside_a_compiled_graph():
