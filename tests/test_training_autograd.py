@@ -184,6 +184,17 @@ def test_autocast_casts_inside(cell, keep):
     close(gradients(a, x), gradients(b, other), tolerance=0.08)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_detection(cell, interpreter):
+    a, b = pair(cell)
+    x, other = inputs(a), inputs(b)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        a(x)[0].square().sum().backward()
+    b(other)[0].square().sum().backward()
+    close(gradients(a, x), gradients(b, other))
+    assert interpreter.launches == 2
+
+
 # Gradients of some results only
 
 
