@@ -57,13 +57,16 @@ class _Layer(torch.autograd.Function):
         y, *residuals = saved[ctx.n_inputs :]
         weights, initial = rest[: ctx.n_weights], rest[ctx.n_weights :]
         dy, *d_final = grads[: 1 + ctx.n_states]
-        if torch.is_grad_enabled() or _under_vmap(grads):
+        # By compiled autograd, with grad mode on, though it cannot differentiate again. Neither the nested gradient of
+        # the recurrence nor a context passes Dynamo: it went on without any gradient.
+        traced = torch.compiler.is_dynamo_compiling()
+        if not traced and (torch.is_grad_enabled() or _under_vmap(grads)):
             found = _through_recurrence(x, weights, initial, dy, d_final, *ctx.options)
             return None, None, None, *found
         needs_dx = ctx.needs_input_grad[3]
         op = torch.ops.holdfast.layer_backward.default
         gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx)
-        found = ctx.settings.copy().run(op, *gradients)
+        found = op(*gradients) if traced else ctx.settings.copy().run(op, *gradients)
         dx = found.pop() if needs_dx else None
         return None, None, None, dx, *found
 

@@ -195,6 +195,18 @@ def test_anomaly_detection(cell, interpreter):
     assert interpreter.launches == 2
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_autograd_runs_the_backward_kernel(backend, interpreter):
+    torch._dynamo.reset()
+    a, b = pair("lstm")
+    x, other = inputs(a), inputs(b)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend=backend)):
+        a(x)[0].square().sum().backward()
+    b(other)[0].square().sum().backward()
+    close(gradients(a, x), gradients(b, other))
+    assert interpreter.launches == 2
+
+
 # Gradients of some results only
 
 
