@@ -10,15 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .backward_step import load_sequence_states, step_backwards
 from .exchange import gather_product, publish
 from .tiles import (
     add_to_first,
     load_bias,
     load_gates,
-    load_sequence_states,
     load_states,
-    load_states_before,
-    load_v,
     load_weights,
     load_weights_transposed,
     of_direction,
@@ -222,26 +220,39 @@ def backward(
             at = T - 1 - step
             t = time_of(at, T, reverse)
             start = tile_start + t * stride_t
-            before = load_states_before(
-                y_ptr, kept, initial, start, tile_start, stride_t, tile_offsets, at, reverse, mask, STATES
-            )
-            v = load_v(
-                saved_ptr,
-                start * SAVED + row[None, :] * (DIRECTIONS * SAVED * HIDDEN) + unit[:, None],
-                gx_ptr,
-                direction * stride_gxd + t * stride_gxt + (batch0 + row)[None, :] * stride_gxb + unit[:, None],
-                ga_ptr,
-                ((direction * T + t) * B + (batch0 + row)[None, :]) * (GATES * HIDDEN) + unit[:, None],
+            dx, da, d, before = step_backwards(
+                d,
+                after,
+                at,
+                t,
+                direction,
+                reverse,
+                batch0,
+                row,
+                unit,
                 mask,
+                T,
+                B,
+                dy_ptr,
+                stride_dyt,
+                stride_dyb,
+                initial,
+                y_ptr,
+                kept,
+                saved_ptr,
+                gx_ptr,
+                stride_gxd,
+                stride_gxt,
+                stride_gxb,
+                ga_ptr,
                 GATES_OF,
+                GRADIENTS,
                 GATES,
+                STATES,
                 SAVED,
                 HIDDEN,
+                DIRECTIONS,
             )
-            if dy_ptr is not None:
-                dy_offsets = t * stride_dyt + (batch0 + row)[None, :] * stride_dyb + direction * HIDDEN + unit[:, None]
-                d = add_to_first(d, tl.load(dy_ptr + dy_offsets, mask=mask, other=0.0).to(tl.float32), STATES)
-            dx, da, d = GRADIENTS(d, v, before, after)
             publish(da_ptr + start * GATES + gate_offsets, da, mask, arrivals_ptr, EXCHANGE, GATES, HIDDEN)
             if dx_ptr is not None:
                 store_gates(dx_ptr + start * GATES + gate_offsets, dx, mask, GATES, HIDDEN)

@@ -29,6 +29,20 @@ def high_part(tile):
 
 
 @triton.jit
+def add_chunk(chunks, rests, tile, PRECISION: tl.constexpr):
+    """Both tuples with one more resident chunk of W_hh: its high part and, for "tf32x3", the rest."""
+    if PRECISION == "tf32x3":
+        high = high_part(tile)
+        rests = rests + (tile - high,)
+        chunks = chunks + (high,)
+    else:
+        chunks = chunks + (tile,)
+    # One chunk on its way to shared memory at a time: all at once are 192 registers (LSTM, H=768).
+    tl.debug_barrier()
+    return chunks, rests
+
+
+@triton.jit
 def load_weights(
     w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
     unit0,  # first hidden unit of this program
@@ -54,13 +68,7 @@ def load_weights(
         k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = row_ok[:, None] & (k < HIDDEN)[None, :]
         tile = tl.load(w_ptr + row[:, None] * HIDDEN + k[None, :], mask=mask, other=0.0)
-        if PRECISION == "tf32x3":
-            high = high_part(tile)
-            rests = rests + (tile - high,)
-            tile = high
-        chunks = chunks + (tile,)
-        # One chunk on its way to shared memory at a time: all at once are 192 registers (LSTM, H=768).
-        tl.debug_barrier()
+        chunks, rests = add_chunk(chunks, rests, tile, PRECISION)
     return chunks + rests
 
 
@@ -90,12 +98,7 @@ def load_weights_transposed(
         mask = row_ok[:, None] & (k < HIDDEN)[None, :]
         offsets = (gate[:, None] * HIDDEN + k[None, :]) * HIDDEN + unit[:, None]
         tile = by_gate(tl.load(w_ptr + offsets, mask=mask, other=0.0), PADDED_GATES, BLOCK_H, BLOCK_K)
-        if PRECISION == "tf32x3":
-            high = high_part(tile)
-            rests = rests + (tile - high,)
-            tile = high
-        chunks = chunks + (tile,)
-        tl.debug_barrier()
+        chunks, rests = add_chunk(chunks, rests, tile, PRECISION)
     return chunks + rests
 
 
@@ -109,12 +112,7 @@ def load_gate_blocks(w_ptr, GATES: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_H: 
     for gate in tl.static_range(GATES):
         offsets = (gate * HIDDEN + unit[None, :]) * HIDDEN + unit[:, None]
         tile = tl.load(w_ptr + offsets, mask=mask, other=0.0)
-        if PRECISION == "tf32x3":
-            high = high_part(tile)
-            rests = rests + (tile - high,)
-            tile = high
-        blocks = blocks + (tile,)
-        tl.debug_barrier()
+        blocks, rests = add_chunk(blocks, rests, tile, PRECISION)
     return blocks + rests
 
 
@@ -229,57 +227,6 @@ def add_to_first(state, tile, STATES: tl.constexpr):
     for index in tl.static_range(1, STATES):
         tiles = tiles + (state[index],)
     return tiles
-
-
-@triton.jit
-def load_sequence_states(y_ptr, kept, offsets, mask, STATES: tl.constexpr):
-    """All states of one step, float32: h from y, the later ones from the tensors that a training run keeps."""
-    tiles = (tl.load(y_ptr + offsets, mask=mask, other=0.0).to(tl.float32),)
-    for index in tl.static_range(1, STATES):
-        tiles = tiles + (tl.load(kept[index - 1] + offsets, mask=mask, other=0.0).to(tl.float32),)
-    return tiles
-
-
-@triton.jit
-def load_states_before(
-    y_ptr, kept, initial, start, tile_start, stride_t, offsets, at, reverse, mask, STATES: tl.constexpr
-):
-    """All states before the step `at` (counted as the forward loop counts), which begins at `start`."""
-    first = at == 0
-    earlier = tl.where(first, start, start + tl.where(reverse, stride_t, -stride_t))
-    if initial is None:
-        tiles = load_sequence_states(y_ptr, kept, earlier + offsets, mask & (at > 0), STATES)
-    else:
-        tiles = ()
-        for index in tl.static_range(STATES):
-            sequence = y_ptr if index == 0 else kept[index - 1]
-            base = tl.where(first, initial[index] + tile_start, sequence + earlier)
-            tiles = tiles + (tl.load(base + offsets, mask=mask, other=0.0).to(tl.float32),)
-    return tiles
-
-
-@triton.jit
-def load_v(
-    saved_ptr,
-    saved_offsets,
-    gx_ptr,
-    gx_offsets,
-    ga_ptr,
-    ga_offsets,
-    mask,
-    GATES_OF: tl.constexpr,
-    GATES: tl.constexpr,
-    SAVED: tl.constexpr,
-    HIDDEN: tl.constexpr,
-):
-    """v of one step: as saved, or again from both preactivations; nothing where the cell needs none."""
-    if SAVED == 0:
-        return ()
-    elif saved_ptr is not None:
-        return load_gates(saved_ptr + saved_offsets, mask, SAVED, HIDDEN)
-    else:
-        x = load_gates(gx_ptr + gx_offsets, mask, GATES, HIDDEN)
-        return GATES_OF(x, load_gates(ga_ptr + ga_offsets, mask, GATES, HIDDEN))
 
 
 @triton.jit
