@@ -49,18 +49,30 @@ def compare_all(
     torchs: Sequence[torch.Tensor],
     references: Sequence[torch.Tensor],
     dtype: torch.dtype,
+    torch_elsewhere: float = 0.0,
 ) -> list[Errors]:
     """`compare` for the results of one computation, e.g. its gradients.
 
     torch's error is taken relative to each tensor's largest value and is the largest of them all: a
-    small tensor shows a precision's error only by luck.
+    small tensor shows a precision's error only by luck. For a computation that is small as a whole,
+    torch_elsewhere is its `relative_error` on other numbers.
     """
-    sizes = [r.abs().max().item() if r.numel() else 0.0 for r in references]
-    relative = max((_error(t, r) / s for t, r, s in zip(torchs, references, sizes, strict=True) if s), default=0.0)
+    relative = max(relative_error(torchs, references), torch_elsewhere)
+    sizes = [_size(reference) for reference in references]
     return [
         Errors(_error(result, reference), relative * size, size * _FLOOR_ULPS[dtype] * torch.finfo(dtype).eps)
         for result, reference, size in zip(results, references, sizes, strict=True)
     ]
+
+
+def relative_error(results: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> float:
+    """The largest error of any tensor relative to its largest value."""
+    pairs = [(result, reference) for result, reference in zip(results, references, strict=True) if _size(reference)]
+    return max((_error(result, reference) / _size(reference) for result, reference in pairs), default=0.0)
+
+
+def _size(reference: torch.Tensor) -> float:
+    return reference.abs().max().item() if reference.numel() else 0.0
 
 
 def _error(result: torch.Tensor, reference: torch.Tensor) -> float:
