@@ -91,7 +91,7 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
     ("forward", "half"): (
         Tiling(64, 16, 4, 256, 768, on_wgmma=True),
         Tiling(64, 16, 4, 128, 1024, on_wgmma=True),
-        Tiling(64, 16, 8, 128, 1024, on_wgmma=False),
+        Tiling(64, 16, 8, 256, 1024, on_wgmma=False),
         Tiling(64, 32, 8, 256, 768, on_wgmma=True),
         Tiling(64, 32, 8, 128, 1024),
         Tiling(128, 16, 8, 256, 768),
