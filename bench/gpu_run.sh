@@ -53,7 +53,7 @@ tests smoke 240 "test_as_torch_in_float64 and lstm and float32" tests/test_kerne
 if [ "$where" = gpu ]; then
     tests forward 420 "" tests/test_kernels_forward.py "${workers[@]}"
     tests backward 420 "" tests/test_kernels_backward.py "${workers[@]}"
-    tests graph 180 "" tests/test_gpu_graph.py
+    tests training 300 "" tests/test_training_gpu.py tests/test_gpu_graph.py tests/test_gpu_memory.py
     stage full_size 600 "$PYTHON" -m holdfast.bench.full_size --out "$OUT"
 else
     tests backward 240 "test_as_torch_in_float64 and lstm and float32" tests/test_kernels_backward.py -x

@@ -31,10 +31,11 @@ def test_as_torch_in_float64(cell, regime, keep, dtype, device):
     assert_right(Case(cell, regime, dtype, hidden_size=21, batch_size=4, length=5), device, keep)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize(("hidden", "batch", "length"), [(1, 1, 1), (7, 17, 2), (33, 1, 3)], ids=str)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
-def test_odd_shapes(cell, regime, hidden, batch, length, device):
-    case = Case(cell, regime, torch.float32, hidden, batch, length, directions=2, batch_first=True)
+def test_odd_shapes(cell, regime, hidden, batch, length, dtype, device):
+    case = Case(cell, regime, dtype, hidden, batch, length, directions=2, batch_first=True)
     assert_right(case, device, KEEP[hidden % 2], seed=hidden)
 
 
