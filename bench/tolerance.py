@@ -34,16 +34,6 @@ class Errors:
         return self.ours <= self.tolerance  # False for NaN
 
 
-def compare(result: torch.Tensor, torchs: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> Errors:
-    """Errors of a result and of torch's own against a float64 reference, all of one shape.
-
-    dtype:  the precision in which the floor is counted; float32 results of tf32 products pass torch.float16,
-            which has as many bits of mantissa.
-    """
-    (errors,) = compare_all([result], [torchs], [reference], dtype)
-    return errors
-
-
 def compare_all(
     results: Sequence[torch.Tensor],
     torchs: Sequence[torch.Tensor],
@@ -51,7 +41,10 @@ def compare_all(
     dtype: torch.dtype,
     torch_elsewhere: float = 0.0,
 ) -> list[Errors]:
-    """`compare` for the results of one computation, e.g. its gradients.
+    """Errors of the results of one computation, e.g. its gradients, and of torch's own against float64 references.
+
+    dtype:  the precision in which the floor is counted; float32 results of tf32 products pass torch.float16,
+            which has as many bits of mantissa.
 
     torch's error is taken relative to each tensor's largest value and is the largest of them all: a
     small tensor shows a precision's error only by luck. For a computation that is small as a whole,
