@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 import triton
 
-from ..kernels.cell_spec import CELLS
+from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config, Exchange
 from ..kernels.describe import dot_precision, least_grid
 from ..kernels.plan import Reason
@@ -137,7 +137,7 @@ def has_wgmma(limits: DeviceLimits) -> bool:
 
 def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     """All tilings that are considered, whether or not they fit this GPU."""
-    gates = CELLS[problem.cell].padded_gates
+    gates = find_cell(problem.cell).padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     resident = gates * block * _width(problem) * _parts(problem, limits)  # bytes of W_hh per column
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
@@ -174,7 +174,7 @@ def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footpri
     AMD: both lie in registers, and shared memory serves one chunk's change of layout.
     """
     width = _width(problem) * _parts(problem, limits)
-    gates = CELLS[problem.cell].padded_gates
+    gates = find_cell(problem.cell).padded_gates
     k = config.BLOCK_H if config.regime == "single_cta" else _padded_k(problem, config)
     rows = gates * config.BLOCK_H
     gathered = config.BLOCK_B * (gates if problem.phase == "backward" else 1)  # rows of the other operand
@@ -237,7 +237,7 @@ def estimated_step_us(problem: Problem, config: Config, limits: DeviceLimits) ->
     tiles = math.ceil(problem.batch_size / config.BLOCK_B)
     programs = least_grid(problem, config) if config.regime == "cooperative" else problem.directions
     passes = math.ceil(tiles / max(1, limits.num_sms // programs))
-    gates = CELLS[problem.cell].padded_gates
+    gates = find_cell(problem.cell).padded_gates
     k = config.BLOCK_H if config.regime == "single_cta" else _padded_k(problem, config)
     weights = gates * config.BLOCK_H * k * _width(problem) * _parts(problem, limits)
     step = weights / SHARED_BYTES_PER_US + config.BLOCK_H * config.BLOCK_B * GATE_MATH_US
@@ -251,7 +251,7 @@ def estimated_step_us(problem: Problem, config: Config, limits: DeviceLimits) ->
 
 def _leaves_wgmma(problem: Problem, config: Config) -> bool:
     """Fewer than 64 rows are not Hopper's wgmma: a team of smaller programs only where nothing else fits."""
-    return config.regime == "cooperative" and CELLS[problem.cell].padded_gates * config.BLOCK_H < 64
+    return config.regime == "cooperative" and find_cell(problem.cell).padded_gates * config.BLOCK_H < 64
 
 
 def _width(problem: Problem) -> int:
@@ -268,5 +268,5 @@ def _padded_k(problem: Problem, config: Config) -> int:
 
 
 def _matrix_bytes(problem: Problem, limits: DeviceLimits) -> int:
-    rows = CELLS[problem.cell].gates * problem.hidden_size
+    rows = find_cell(problem.cell).gates * problem.hidden_size
     return problem.directions * rows * problem.hidden_size * _width(problem) * _parts(problem, limits)

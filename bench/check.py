@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..kernels import interpreter
-from ..kernels.cell_spec import CELLS
+from ..kernels.cell_spec import CELLS, find_cell
 from ..kernels.config import Config, Exchange
 from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer, run_layer
 from ..kernels.problem import Precision, Problem
@@ -82,7 +82,7 @@ class Layer:
     def __init__(self, case: Case, seed: int, *, away_from_kinks: bool = False) -> None:
         self.case = case
         generator = torch.Generator().manual_seed(seed)
-        B, T, states = case.batch_size, case.length, CELLS[case.cell].states
+        B, T, states = case.batch_size, case.length, find_cell(case.cell).states
         shape = (B, T, case.input_size) if case.batch_first else (T, B, case.input_size)
         self.x = torch.randn(shape, generator=generator).to(case.dtype)
         self.hx = tuple(

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..autotune.compile_many import Outcome, Request, compile_many, programs
 from ..autotune.heuristic import choose
 from ..autotune.targets import REFERENCE_DEVICE, TARGETS
-from ..kernels.cell_spec import CELLS
+from ..kernels.cell_spec import CELLS, find_cell
 from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Precision, Problem
 
@@ -89,7 +89,7 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
         (problem, target, saves, choose(problem, REFERENCE_DEVICE[target]))
         for problem in problems
         for target in targets
-        for saves in ((False, True) if CELLS[problem.cell].saved else (False,))
+        for saves in ((False, True) if find_cell(problem.cell).saved else (False,))
     ]
     requests = {
         (problem, target, saves): Request(problem, choice, target, saves)

@@ -32,9 +32,9 @@ def keep_of(module: RecurrentBase, call: Call) -> Keep:
 
 def kept_bytes(module: RecurrentBase, call: Call, keep: Keep) -> int:
     """Bytes that all layers together keep for the backward pass, besides their inputs and outputs."""
-    from ..kernels.cell_spec import CELLS
+    from ..kernels.cell_spec import find_cell
 
-    spec = CELLS[module.mode.lower()]
+    spec = find_cell(module.mode.lower())
     later_states = 0 if keep == "nothing" else spec.states - 1
     gates = spec.saved if keep == "save" else 0
     units = module.num_layers * (2 if module.bidirectional else 1) * module.hidden_size

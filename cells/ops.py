@@ -74,9 +74,9 @@ def fake_layer(
     precision: str,
     keep: str,
 ) -> list[Tensor]:
-    from ..kernels.cell_spec import CELLS
+    from ..kernels.cell_spec import find_cell
 
-    spec = CELLS[cell]
+    spec = find_cell(cell)
     B, T = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
     hidden = weights[1].shape[1]
 
@@ -114,11 +114,11 @@ def layer_backward(
 
     Raises RuntimeError where this device has no kernel for the problem.
     """
-    from ..kernels.cell_spec import CELLS
+    from ..kernels.cell_spec import find_cell
     from ..kernels.layer import Residuals, backward_layer
 
     problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "backward")
-    kept = CELLS[cell].states - 1
+    kept = find_cell(cell).states - 1
     found = backward_layer(
         problem,
         _config(problem, x.device),

@@ -81,3 +81,8 @@ CELLS: dict[str, CellSpec] = {
         ),
     )
 }
+
+
+def find_cell(name: str) -> CellSpec:
+    """The cell of this name. KeyError where there is none."""
+    return CELLS[name]

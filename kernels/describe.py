@@ -10,7 +10,7 @@ import torch
 import triton
 
 from . import cooperative, single_cta
-from .cell_spec import CELLS
+from .cell_spec import find_cell
 from .config import Config
 from .problem import Problem
 from .resources import DeviceLimits
@@ -41,7 +41,7 @@ def dot_precision(problem: Problem, platform: str) -> str:
 
 def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
     """Compile-time arguments of `kernel_of(problem, config)`. The batch and the length are not among them."""
-    cell = CELLS[problem.cell]
+    cell = find_cell(problem.cell)
     values = {
         "GATES_OF": cell.gates_of,
         "UPDATE": cell.update,
@@ -121,7 +121,7 @@ def describe(
     saves:  forward: the kernel also stores v and the later states; backward: it reads v instead of
             working it out again.
     """
-    cell = CELLS[problem.cell]
+    cell = find_cell(problem.cell)
     fn = kernel_of(problem, config)
     pointer = _POINTER[problem.dtype]
     states = (pointer,) * cell.states

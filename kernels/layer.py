@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .cell_spec import CELLS
+from .cell_spec import find_cell
 from .config import Config
 from .exchange import SENTINEL
 from .launch import launch
@@ -90,7 +90,7 @@ def forward_layer(
     """
     x, weights, initial = _cast(problem, x, weights, initial)
     gx = project_input(problem, x, weights, batch_first=batch_first)
-    cell = CELLS[problem.cell]
+    cell = find_cell(problem.cell)
     directions, T, B, _ = gx.shape
     hidden = problem.hidden_size
     y = gx.new_empty(T, B, directions * hidden)
@@ -144,7 +144,7 @@ def backward_layer(
     d_final:       one [D, B, H] per state, or None for each that nothing used.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
-    cell = CELLS[problem.cell]
+    cell = find_cell(problem.cell)
     T, B, width = y.shape
     hidden = problem.hidden_size
     directions = width // hidden

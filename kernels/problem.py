@@ -9,17 +9,19 @@ import torch
 
 Precision = Literal["ieee", "tf32"]
 Phase = Literal["forward", "backward"]
+FEATURES = ("lengths", "packed", "recurrent_dropout", "reset_state", "resets", "zoneout")
 
 
 @dataclass(frozen=True)
 class Problem:
     """The time loop of one layer.
 
-    cell:        name in `cell_spec.CELLS`: "rnn_tanh", "rnn_relu", "gru", "lstm".
+    cell:        a name that `cell_spec.find_cell` knows: "rnn_tanh", "rnn_relu", "gru", "lstm", ...
     dtype:       dtype of x, h and the weights on the kernel's side (after autocast).
     precision:   what a float32 product may be rounded to; "ieee" for the 16-bit dtypes.
     directions:  1, or 2 for both directions of a bidirectional layer in one launch.
     phase:       "forward", or "backward" for the loop that carries the gradients.
+    features:    names from `FEATURES` of what the loop does besides, sorted: each is compiled in only where asked for.
 
     The sequence length is left out on purpose: no choice depends on it, so a new T never
     recompiles or retunes anything.
@@ -32,3 +34,4 @@ class Problem:
     directions: int = 1
     precision: Precision = "ieee"
     phase: Phase = "forward"
+    features: tuple[str, ...] = ()
