@@ -40,6 +40,7 @@ class Constants:
     matrix_flops_per_clock: Constant
     tf32_share: Constant
     mma_sync_share: Constant
+    chunk_us: Constant
     gate_clocks: Constant
     l2_bytes_per_us: Constant
     dram_bytes_per_us: Constant
@@ -63,6 +64,7 @@ _H100 = Constants(
     matrix_flops_per_clock=_assumed(4096.0, "flop/clock/SM", "H100 datasheet, 16 bit, dense, over 132 SMs"),
     tf32_share=_assumed(0.5, "of the 16-bit rate", "H100 datasheet"),
     mma_sync_share=_assumed(0.6, "of the wgmma rate", "what mma.sync is said to reach on Hopper"),
+    chunk_us=_assumed(0.02, "us", "one more product that waits for the sum so far, about 35 clocks"),
     gate_clocks=_assumed(0.8, "clock per unit and row", "about ten special-function results at 16 a clock"),
     l2_bytes_per_us=_assumed(5.5e6, "B/us", "what all SMs of an H100 together are said to read from L2"),
     dram_bytes_per_us=_assumed(3.35e6, "B/us", "H100 SXM datasheet"),

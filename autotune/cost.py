@@ -23,6 +23,7 @@ class Estimate:
 
     weights:   reading the resident W_hh from shared memory.
     matrix:    the matrix unit's work; it overlaps with `weights`, so only the larger counts.
+    chunks:    products that wait for each other, one a chunk of W_hh.
     gates:     gate math.
     exchange:  h from one program to the others, latency.
     gather:    the same, bytes through L2.
@@ -33,6 +34,7 @@ class Estimate:
 
     weights: float
     matrix: float
+    chunks: float
     gates: float
     exchange: float
     gather: float
@@ -42,7 +44,7 @@ class Estimate:
 
     @property
     def step_us(self) -> float:
-        busy = max(self.weights, self.matrix) + self.gates + self.exchange + self.gather
+        busy = max(self.weights, self.matrix) + self.chunks + self.gates + self.exchange + self.gather
         return max(self.passes * busy, self.stream)
 
     def total_us(self, length: int) -> float:
@@ -83,6 +85,7 @@ def estimate(
     return Estimate(
         weights=rows * k * operand_bytes(problem, limits) / (c.shared_bytes_per_clock.value * clock),
         matrix=products * 2.0 * max(16, rows) * config.BLOCK_B * k / rate,
+        chunks=k // config.BLOCK_K * c.chunk_us.value,
         gates=config.BLOCK_H * config.BLOCK_B * c.gate_clocks.value / clock,
         exchange=exchange,
         gather=gather,
