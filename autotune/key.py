@@ -62,7 +62,8 @@ def key_of(problem: Problem, length: int | None = None) -> Key:
 
 def batch_class(batch_size: int) -> int:
     """The largest batch of the class: 16, 32, 64, ... A result is tuned for that batch."""
-    return max(SMALLEST_BATCH, 1 << (batch_size - 1).bit_length() if batch_size > 1 else 1)
+    # int: torch.jit.trace has tensors for sizes.
+    return max(SMALLEST_BATCH, 1 << (int(batch_size) - 1).bit_length()) if batch_size > 0 else SMALLEST_BATCH
 
 
 def length_class(length: int | None) -> LengthClass:
