@@ -28,7 +28,7 @@ class Characters(Task):
     parameters = 60_000
     epochs = 3.0
     weight = 10.0
-    learning_rates: ClassVar = {"RNN": 1e-2, "GRU": 2e-2, "GRU reset_after=False": 2e-2, "LSTM": 2e-2}
+    learning_rates: ClassVar = {"RNN": 1e-2, "GRU": 2e-2, "GRU reset_after=False": 2e-2, "LSTM": 3e-2}
 
     batch_size = 32
     length = 64
