@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments for pip, such as an index that holds CPU builds of torch.
 PIP_ARGS ?=
-# Arguments for `holdfast demo`, such as --quick.
+# Arguments for `holdfast demo` and `holdfast bench auto`, such as --quick.
 ARGS ?=
 # The pair that is tested: torch 2.13.0's CUDA builds require triton 3.7.1.
 TORCH_VERSION ?= 2.13.0
@@ -23,13 +23,16 @@ KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tes
 	tests/test_offline.py tests/test_resources.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-triton lint clean
+.PHONY: help demo bench test test-all test-triton lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/demo.stamp ## check the kernels, train an RNN, a GRU and an LSTM (4 minutes on 2 cores)
 	@$(BIN)/holdfast demo $(ARGS)
+
+bench: $(VENV)/demo.stamp ## measure what means something on this machine: ARGS='--quick --out results'
+	@$(BIN)/holdfast bench auto $(ARGS)
 
 test: $(VENV)/dev.stamp ## run every test that needs no GPU and is not slow
 	@$(PYTEST) -m "not slow and not gpu"
@@ -52,7 +55,7 @@ lint: $(VENV)/dev.stamp ## ruff and mypy
 		-p holdfast.kernels -p holdfast.cells -p holdfast.autotune -p holdfast.bench
 
 clean: ## remove everything that make created
-	rm -rf $(VENV) .triton-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_out
+	rm -rf $(VENV) .triton-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_out bench_out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp and not the interpreter: an interrupted `python -m venv` leaves one without pip.

@@ -17,7 +17,8 @@
 #   stages.csv         name, seconds and exit status of every stage; what it printed is in logs.tar.gz
 #   results.csv, results.md, provenance.json, pictures.tar.gz    of the suites (holdfast bench)
 #   full_size.csv      layers of useful size beside torch.nn
-#   tuned.tar.gz       what tuning found, for `holdfast tune --import` and autotune/shipped/
+#   tuned.tar.gz       what tuning found, for `holdfast tune --import` and autotune/shipped/, and the cost model's
+#                      constants as the floors have them
 #
 # Nothing is installed from outside: the package itself goes in without its dependencies.
 set -u
@@ -44,6 +45,7 @@ pack() { # what there is so far, so that a run that is cut off leaves it
     if [ -f "$WORK/bench/results.tex" ]; then
         (cd "$WORK/bench" && tar -czf "$OUT/pictures.tar.gz" ./*.png ./*.pdf results.tex 2>/dev/null)
     fi
+    [ -f "$WORK/bench/constants.json" ] && mkdir -p "$WORK/tuned" && cp "$WORK/bench/constants.json" "$WORK/tuned/"
     [ -d "$WORK/tuned" ] && tar -czf "$OUT/tuned.tar.gz" -C "$WORK" tuned
     return 0
 }

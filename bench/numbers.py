@@ -31,7 +31,9 @@ class Numbers:
 
     def __init__(self, case: Case, device: torch.device, *, seed: int = 0, copies: int = 1) -> None:
         self.case, self.device = case, device
-        generator = torch.Generator().manual_seed(seed)
+        # On the device itself: a CPU takes seconds for the inputs of one case.
+        generator = torch.Generator(device).manual_seed(seed)
+        on_cpu = torch.Generator().manual_seed(seed)
         T, B = case.length, case.batch_size
         self.weights = [self._draw_weights(generator) for _ in range(case.heads)]
         width = case.directions * case.heads * case.hidden_size
@@ -40,12 +42,12 @@ class Numbers:
         self.lengths: Tensor | None = None
         self.resets: Tensor | None = None
         if case.sequences == "ragged":
-            self.lengths = torch.randint(max(1, T // 4), T + 1, (B,), generator=generator)
+            self.lengths = torch.randint(max(1, T // 4), T + 1, (B,), generator=on_cpu)
             self.lengths[0] = T
             for row, length in enumerate(self.lengths.tolist()):
                 self.dy[length:, row] = 0
         if case.sequences == "resets":
-            self.resets = (torch.rand(T, B, generator=generator) < 1 / max(2, T // 8)).to(device)
+            self.resets = (torch.rand(T, B, generator=on_cpu) < 1 / max(2, T // 8)).to(device)
 
     def module(self, factory: type[nn.Module], dtype: torch.dtype, head: int = 0, **options: Any) -> Any:
         """A recurrent module of torch.nn's signature with this case's weights, in `dtype`."""
@@ -101,12 +103,12 @@ class Numbers:
         )
         bound = case.hidden_size**-0.5
         return {
-            name: ((torch.rand(p.shape, generator=generator) * 2 - 1) * bound).to(case.dtype)
+            name: ((torch.rand(p.shape, generator=generator, device=self.device) * 2 - 1) * bound).to(case.dtype)
             for name, p in module.named_parameters()
         }
 
     def _normal(self, generator: torch.Generator, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(self.case.dtype).to(self.device)
+        return torch.randn(shape, generator=generator, device=self.device).to(self.case.dtype)
 
 
 def named(parameter: str, head: int) -> str:

@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 
+from ..cells.planning import precision
 from .case import Case, Phase, input_flops, recurrent_flops
 from .measure import synchronize
 
@@ -24,7 +25,10 @@ class Rates:
 
 @lru_cache(maxsize=16)
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Medians of several runs of a large copy and of a large square product on random numbers."""
+    """Medians of several runs of a large copy and of a large square product on random numbers.
+
+    Products of float32 are rounded to TF32 where torch's setting for RNNs allows it.
+    """
     on_gpu = device.type == "cuda"
     source = torch.randn(2**28 if on_gpu else 2**24, device=device)
     target = torch.empty_like(source)
@@ -32,7 +36,12 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     copied = _seconds(lambda: target.copy_(source), device)
-    multiplied = _seconds(lambda: torch.mm(a, b, out=out), device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if on_gpu and precision(dtype) == "tf32" else before)
+    try:
+        multiplied = _seconds(lambda: torch.mm(a, b, out=out), device)
+    finally:
+        torch.set_float32_matmul_precision(before)
     return Rates(2 * source.nbytes / copied, 2 * size**3 / multiplied)
 
 

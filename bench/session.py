@@ -20,6 +20,7 @@ from .case import Case, Phase
 from .judge import Judge
 from .measure import L2, Clock, Method, measure
 from .numbers import Numbers
+from .prewarm import prewarm
 from .provenance import write_provenance
 from .providers import Prepared, Provider, Unavailable
 from .rates import Rates, gemm_us, loop_us_at_matrix_rate, measure_rates
@@ -107,6 +108,8 @@ class Session:
     def run(self, entries: Iterable[Entry], methods: Sequence[Method] | None = None) -> None:
         """Check and time every entry, its phases one after the other."""
         todo = list(entries)
+        if self.device.type == "cuda" and len(todo) > 1:
+            prewarm([entry.case for entry in todo])
         for entry in self.track(todo, lambda entry: str(entry.case)):
             with self.executing():
                 numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pandas as pd
 import torch
 
+from ...autotune.constants import save_constants
 from ...kernels.config import Config, Exchange
 from ...kernels.problem import Phase, Problem
+from ...kernels.resources import from_device
 from ..case import DTYPES, Case
 from ..rates import measure_rates
 from ..session import Entry, Session
@@ -29,6 +32,24 @@ def run(session: Session) -> None:
     for (problem, config), _ in zip(todo, session.track(entries, lambda entry: str(entry.case)), strict=False):
         with session.executing():
             session.results.add(_rows(session, problem, config))
+    if session.timed and session.device.type == "cuda":
+        limits = from_device(session.device)
+        save_constants(constants(session.results.table()), limits, session.options.out / "constants.json")
+
+
+def constants(table: pd.DataFrame) -> dict[str, tuple[float, str]]:
+    """What the rows of this suite say about the tuner's cost model, as `autotune.constants.save_constants` takes it.
+
+    The exchange is that of 48 programs at B=16 forwards, the team of an LSTM of 768.
+    """
+    copy = table[table["provider"] == "copy"]["rate"].iloc[0]
+    measured = {"dram_bytes_per_us": (float(copy) / 1e6, "holdfast bench floors: a large copy, read and written")}
+    for exchange in ("dataflow", "barrier"):
+        name = f"exchange only, {exchange}, forward"
+        found = table[(table["provider"] == name) & (table["H"] == 768)]["us_per_step"]
+        if len(found):
+            measured[f"{exchange}_us"] = (float(found.median()), f"holdfast bench floors: {name}, 48 programs, B=16")
+    return measured
 
 
 def geometries(session: Session) -> Iterator[tuple[Problem, Config]]:
