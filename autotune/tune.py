@@ -180,6 +180,9 @@ def flaw(request: Request, outcome: Outcome) -> str | None:
         return f"spills {report.spill_bytes} bytes a thread"
     if report.shared_bytes > limit:
         return f"needs {report.shared_bytes} bytes of shared memory, {limit} are there"
+    if not report.matrix_instructions:
+        # GRU bf16 H=256, BLOCK_B=64 BLOCK_H=64 BLOCK_K=32, sm_100, Triton 3.7.1: an empty kernel of 4 registers.
+        return "has no matrix instruction: the compiler has made something else of it"
     if outcome.weight_loads_in_loop:
         return f"reads W_hh again in the time loop, {outcome.weight_loads_in_loop} loads"
     if request.config.regime == "cooperative" and outcome.resident_programs < need:

@@ -1,0 +1,250 @@
+"""Tuning one problem, all but the GPU: what is tried, in which order, what is kept, and what a child process may do."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import pytest
+import torch
+
+from holdfast.autotune import candidate, tune
+from holdfast.autotune.compile_many import Compilers, Outcome, Request, compile_many
+from holdfast.autotune.fingerprint import fingerprint
+from holdfast.autotune.heuristic import choose
+from holdfast.autotune.job import Job, Result
+from holdfast.autotune.key import key_of
+from holdfast.autotune.measure import Child, MeasurementRefusedError, require_gpu
+from holdfast.autotune.offline import CompiledReport
+from holdfast.autotune.store import Store
+from holdfast.autotune.table import rank_correlation
+from holdfast.autotune.timing import Quantiles, quantiles
+from holdfast.kernels.config import Config
+from holdfast.kernels.problem import Problem
+from holdfast.kernels.resources import H100
+
+GPU = torch.device("cuda", 0)
+LSTM = Problem("lstm", torch.bfloat16, 768, 16)
+SMALL = Problem("gru", torch.bfloat16, 20, 3)
+
+
+def report(registers=128, shared=60_000, spill=0) -> CompiledReport:
+    return CompiledReport("sm_90", registers, spill, shared, 48, "HGMMA", 4, 0.0, "", ())
+
+
+@dataclass
+class FakeGpu:
+    """In place of compiler, child process and GPU: a time for every config, drawn once, and some failures."""
+
+    spilling: frozenset[Config] = frozenset()
+    failing: frozenset[Config] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.times: dict[Config, float] = {}
+        self.ran: list[Job] = []
+
+    def compile(self, requests, advance=None, *, compilers=None, deadline=None) -> dict[Request, Outcome]:
+        requests = list(requests)
+        spill = {r: 8 if r.config in self.spilling else 0 for r in requests}
+        return {r: Outcome(report(spill=spill[r]), 0, 10_000) for r in requests}
+
+    def run(self, job: Job) -> Result:
+        self.ran.append(job)
+        if job.config in self.failing:
+            return Result("killed", "no result within 60 s")
+        us = self.times.setdefault(job.config, random.uniform(500, 1500))
+        if job.best_us is not None and us > 1.3 * job.best_us:
+            return Result("stopped", "", Quantiles(us, us, us, 3, True))
+        return Result("timed", "", Quantiles(us, us, us, 20), Quantiles(us, 1.1 * us, 1.1 * us, 20))
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> FakeGpu:
+    fake = FakeGpu()
+    monkeypatch.setattr(tune, "compile_many", fake.compile)
+    monkeypatch.setattr(tune, "require_gpu", lambda device: None)
+    return fake
+
+
+def run(store: Store, gpu: FakeGpu, problem=LSTM, **options):
+    options = {"budget_s": 60.0, "candidates": 8} | options
+    return tune.tune(problem, H100, store=store, device=GPU, compilers=object(), child=gpu, **options)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path)
+
+
+def load(store: Store, problem=LSTM):
+    return store.load(key_of(problem), fingerprint(problem, H100))
+
+
+def test_the_fastest_wins_and_everything_is_kept(store, gpu):
+    tuned = run(store, gpu)
+    best = min(gpu.times, key=gpu.times.__getitem__)
+    entry = load(store)
+    assert entry == tuned.entry
+    assert entry.best("nothing").config == best
+    assert gpu.ran[0].config == choose(LSTM, H100) == entry.heuristic
+    assert entry.tried("nothing") == set(gpu.times)
+    assert len(gpu.times) == 8
+    assert {job.keep for job in gpu.ran} == {"nothing", "save", "recompute"}
+    finalists = sorted((c for c in gpu.times if c in entry.latest("nothing")), key=gpu.times.__getitem__)[
+        : tune.FINALISTS
+    ]
+    assert {job.config for job in gpu.ran if job.keep == "save"} == set(finalists)
+    assert tuned.table["status"].isin(["timed", "stopped"]).all()
+
+
+def test_a_later_run_goes_on_where_the_first_ended(store, gpu):
+    run(store, gpu)
+    first = set(gpu.times)
+    gpu.ran.clear()
+    run(store, gpu)
+    again = {job.config for job in gpu.ran if job.keep == "nothing"}
+    assert not first & again
+    assert load(store).tried("nothing") == first | again
+
+
+def test_what_spills_or_stalls_is_never_tried_again(store, gpu):
+    ranked = [r.config for r in tune.search(LSTM, H100)[0]]
+    gpu.spilling, gpu.failing = frozenset(ranked[1:3]), frozenset(ranked[3:4])
+    tuned = run(store, gpu)
+    assert not gpu.spilling & {job.config for job in gpu.ran}
+    why = {r.config: r.why for r in load(store).rejected if r.keep == "nothing"}
+    assert {why[c] for c in gpu.spilling} == {"spills 8 bytes a thread"}
+    assert [why[c] for c in gpu.failing] == ["killed: no result within 60 s"]
+    assert set(tuned.table["status"]) >= {"rejected", "killed"}
+    gpu.ran.clear()
+    run(store, gpu)
+    assert not (gpu.spilling | gpu.failing) & {job.config for job in gpu.ran}
+
+
+def test_a_run_that_is_cut_off_keeps_what_it_has(store, gpu, monkeypatch):
+    def third_is_the_last(job: Job) -> Result:
+        if len(gpu.ran) == 3:
+            raise KeyboardInterrupt
+        return FakeGpu.run(gpu, job)
+
+    monkeypatch.setattr(gpu, "run", third_is_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, gpu)
+    assert load(store).tried("nothing") == {job.config for job in gpu.ran}
+
+
+def test_the_budget_ends_the_timing(store, gpu, monkeypatch):
+    def slow(job: Job) -> Result:
+        time.sleep(0.05)
+        return FakeGpu.run(gpu, job)
+
+    monkeypatch.setattr(gpu, "run", slow)
+    start = time.monotonic()
+    tuned = run(store, gpu, budget_s=0.12, candidates=64)
+    assert time.monotonic() - start < 5
+    assert 0 < len(gpu.ran) < 10
+    assert (tuned.table["status"] == "not timed").any()
+    assert (tuned.table.loc[tuned.table["status"] == "not timed", "why"] == "the time was up").all()
+
+
+def test_a_problem_that_fits_nowhere_says_what_stands_against_it(store, gpu):
+    tuned = run(store, gpu, replace(LSTM, hidden_size=5000))
+    assert tuned.table.empty
+    assert "no config fits NVIDIA H100" in tuned.note
+    assert "may_be_co_resident" in tuned.note or "may_fit_shared" in tuned.note
+
+
+def test_without_a_gpu_nothing_is_compiled_and_nothing_written(store, monkeypatch):
+    monkeypatch.setattr(tune, "compile_many", lambda *_, **__: pytest.fail("compiled"))
+    for device in (torch.device("cpu"), *([] if torch.cuda.is_available() else [GPU])):
+        with pytest.raises(MeasurementRefusedError, match="--rehearse"):
+            tune.tune(LSTM, H100, store=store, device=device)
+        with pytest.raises(MeasurementRefusedError, match=f"no kernel can be timed on {device}"):
+            require_gpu(device)
+    assert not list(store.root.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """Processes that take seconds to start, for all rehearsals."""
+    with Compilers(2) as compilers, Child() as child:
+        yield {"compilers": compilers, "child": child}
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_rehearsal_compiles_and_runs_but_times_nothing(phase, store, workers):
+    problem = replace(SMALL, phase=phase)
+    tuned = tune.tune(problem, H100, store=store, device=None, candidates=2, budget_s=120, **workers)
+    assert set(tuned.table["status"]) == {"right"}, tuned.table.to_string()
+    assert tuned.table[["warm_us", "cold_us", "p20_us", "p80_us"]].isna().all(axis=None)
+    assert (tuned.table["registers"] > 0).all()
+    assert load(store, problem).timings == ()
+    assert rank_correlation(tuned.table) is None
+
+
+class JobThatKillsItsProcess(Job):
+    def __reduce__(self):
+        return os._exit, (7,)
+
+
+def test_a_child_that_hangs_or_dies_costs_one_job(workers):
+    job = Job(SMALL, Config("single_cta", 16, 32, 32), "nothing", Config("single_cta", 16, 32, 32), 3, "cpu")
+    child = workers["child"]
+    hung = child.run(replace(job, config=Config("cooperative", 16, 16, 32)), timeout_s=0.0)
+    assert (hung.status, hung.why) == ("killed", "no result within 0 s")
+    fields = (job.problem, job.config, job.keep, job.reference, job.length, job.device)
+    died = child.run(JobThatKillsItsProcess(*fields))
+    assert (died.status, died.why) == ("failed", "its process died with status 7")
+    assert child.run(job).status == "right"
+
+
+def test_an_error_of_a_candidate_is_its_result():
+    right = Config("single_cta", 16, 32, 32)
+    bad = candidate.run(Job(SMALL, replace(right, BLOCK_B=3), "nothing", right, 3, "cpu"))
+    assert bad.status == "failed"
+    features = candidate.run(Job(replace(SMALL, features=("lengths",)), right, "nothing", right, 3, "cpu"))
+    assert features.status == "failed"
+    assert "lengths" in features.why
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_wrong_result_is_told_from_rounding(dtype):
+    problem = replace(LSTM, dtype=dtype)
+    exact = torch.randn(50, 40, dtype=torch.float64) / 3
+    reference, other = exact.to(dtype), (exact * (1 + torch.finfo(dtype).eps * torch.randn(50, 40))).to(dtype)
+    assert candidate.difference([other], [reference], problem) is None
+    assert "differs by" in candidate.difference([reference.roll(1, 0)], [reference], problem)
+    spoilt = reference.clone()
+    spoilt[3, 4] = float("nan")
+    assert "not finite" in candidate.difference([spoilt], [reference], problem)
+    assert candidate.difference([spoilt], [spoilt], problem) is None
+
+
+def test_quantiles_are_times_that_were_measured():
+    times = [random.uniform(1, 9) for _ in range(random.randint(1, 50))]
+    found = quantiles(times)
+    assert {found.p20, found.p50, found.p80} <= set(times)
+    assert min(times) <= found.p20 <= found.p50 <= found.p80 <= max(times)
+    assert found.repeats == len(times)
+
+
+def test_rank_correlation():
+    measured = pd.Series([random.uniform(1, 9) for _ in range(10)])
+    assert rank_correlation(pd.DataFrame({"estimate_us": measured**3, "warm_us": measured})) == pytest.approx(1.0)
+    assert rank_correlation(pd.DataFrame({"estimate_us": 1 / measured, "warm_us": measured})) == pytest.approx(-1.0)
+    few = pd.DataFrame({"estimate_us": [1.0, 2.0, 3.0], "warm_us": [1.0, None, 2.0]})
+    assert rank_correlation(few) is None
+    assert rank_correlation(pd.DataFrame({"estimate_us": [1.0, 1.0, 1.0], "warm_us": [1.0, 2.0, 3.0]})) is None
+
+
+def test_what_was_not_begun_by_the_deadline_is_not_compiled(workers):
+    configs = [Config("single_cta", rows, 16, 16, warps) for rows in (16, 32, 64) for warps in (4, 8)]
+    requests = [Request(replace(SMALL, hidden_size=16), config, "sm_90", device=H100) for config in configs]
+    outcomes = compile_many(requests, deadline=time.monotonic(), compilers=workers["compilers"])
+    assert len(outcomes) == len(requests)
+    late = [o for o in outcomes.values() if "the time was up" in o.error]
+    assert late
+    assert all(o.report is not None for o in outcomes.values() if o not in late)

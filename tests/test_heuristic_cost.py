@@ -1,0 +1,256 @@
+"""The heuristic, the constraints and the cost model: each can say no, they agree with each other and the compiler."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from holdfast.autotune import heuristic
+from holdfast.autotune.compile_many import Request, compile_many
+from holdfast.autotune.constants import assumed, constants_for, load_constants, save_constants
+from holdfast.autotune.constraints import CONSTRAINTS, TUNED_CONSTRAINTS, refusal
+from holdfast.autotune.cost import estimate
+from holdfast.autotune.entry import Entry, Timing
+from holdfast.autotune.fingerprint import fingerprint
+from holdfast.autotune.folders import SHIPPED
+from holdfast.autotune.key import key_of
+from holdfast.autotune.quality import heuristic_quality
+from holdfast.autotune.source import source_digest
+from holdfast.autotune.space import SPACE, Space, configs, effective_keep, keeps, search
+from holdfast.autotune.store import Store
+from holdfast.autotune.tune import flaw
+from holdfast.bench.compile_report import quick_grid
+from holdfast.kernels import cell_spec
+from holdfast.kernels.cell_spec import CELLS
+from holdfast.kernels.config import Config
+from holdfast.kernels.plan import Reason
+from holdfast.kernels.problem import Problem
+from holdfast.kernels.resources import A100, B200, H100, KNOWN, L4
+
+LSTM = Problem("lstm", torch.bfloat16, 768, 16)
+
+
+def some_problem() -> Problem:
+    dtype, precision = random.choice([(torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")])
+    hidden, batch = random.randint(1, 1100), random.choice([1, 7, 16, 40, 128, 300])
+    phase, directions = random.choice(["forward", "backward"]), random.choice([1, 2])
+    return Problem(random.choice(list(CELLS)), dtype, hidden, batch, directions, precision, phase)
+
+
+@pytest.mark.parametrize("limits", KNOWN, ids=lambda limits: limits.name)
+def test_the_heuristics_choice_is_the_first_that_the_tuner_tries(limits):
+    for problem in [*quick_grid(), *(some_problem() for _ in range(20))]:
+        choice = heuristic.choose(problem, limits)
+        ranked, refused = search(problem, limits)
+        if isinstance(choice, Config):
+            assert ranked[0].config == choice
+        costs = [r.estimate.step_us for r in ranked[1:]]
+        assert costs == sorted(costs)
+        assert len({r.config for r in ranked} | {r.config for r in refused}) == len(ranked) + len(refused)
+
+
+def test_the_space_is_wider_than_the_heuristics_table():
+    for problem in (LSTM, replace(LSTM, phase="backward"), replace(LSTM, cell="gru", batch_size=64)):
+        ranked, _ = search(problem, H100)
+        tilings = set(heuristic.candidates(problem, H100))
+        assert len({r.config for r in ranked} - tilings) > len(tilings)
+
+
+def test_every_value_of_the_space_is_tried_somewhere():
+    problems = [replace(LSTM, batch_size=64, hidden_size=h) for h in (64, 256, 512)] + [replace(LSTM, cell="rnn_tanh")]
+    tried = [r.config for problem in problems for r in search(problem, H100)[0]]
+    for field in fields(Space):
+        assert {getattr(config, field.name) for config in tried} >= set(getattr(SPACE, field.name)), field.name
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "problem", "limits"),
+    [
+        ("is_matrix_shape", Config("cooperative", 16, 8, 128), replace(LSTM, phase="backward"), H100),
+        ("is_matrix_shape", Config("cooperative", 16, 8, 128), replace(LSTM, cell="rnn_relu"), H100),
+        ("reads_after_the_wait", Config("cooperative", 16, 16, 128, num_stages=2), LSTM, H100),
+        ("fills_its_units", Config("cooperative", 16, 64, 64), replace(LSTM, hidden_size=64), H100),
+        ("fills_its_rows", Config("cooperative", 32, 16, 128), LSTM, H100),
+        ("fills_its_columns", Config("cooperative", 16, 16, 512), replace(LSTM, hidden_size=520), H100),
+        ("may_fit_shared", Config("cooperative", 16, 64, 256), LSTM, H100),
+        ("fits_registers", Config("cooperative", 64, 16, 128), replace(LSTM, batch_size=64, hidden_size=1024), H100),
+        ("may_be_co_resident", Config("cooperative", 16, 8, 128), replace(LSTM, directions=2), L4),
+    ],
+)
+def test_each_constraint_refuses_with_its_name_and_a_reason(name, config, problem, limits):
+    constraint, reason = refusal(problem, config, limits, TUNED_CONSTRAINTS) or ("", "")
+    assert constraint == name
+    assert any(character.isdigit() for character in reason)
+
+
+def test_what_the_heuristic_allows_the_tuner_allows():
+    for _ in range(200):
+        problem, limits = some_problem(), random.choice(KNOWN)
+        for config in configs(problem, limits):
+            if refusal(problem, config, limits, CONSTRAINTS) is None:
+                broken = refusal(problem, config, limits, TUNED_CONSTRAINTS)
+                assert broken is None or broken[0].startswith(("fills_", "reads_")), broken
+
+
+def test_constraints_agree_with_the_compiler():
+    """What `fits_shared` lets through fits; what `may_fit_shared` turns down does not."""
+    refused = [
+        config for config in (Config("cooperative", 16, 64, 128, 8),) if refusal(LSTM, config, H100, CONSTRAINTS)
+    ]
+    ranked, _ = search(LSTM, H100)
+    fitting = [r.config for r in ranked if refusal(LSTM, r.config, H100, CONSTRAINTS) is None]
+    chosen = random.sample(fitting, 3)
+    requests = [Request(LSTM, config, "sm_90", device=H100) for config in (*chosen, *refused)]
+    outcomes = compile_many(requests)
+    for request in requests[:3]:
+        report = outcomes[request].report
+        assert report is not None, outcomes[request].error
+        assert report.shared_bytes <= H100.shared_per_block, request
+    for request in requests[3:]:
+        assert "shared memory" in (flaw(request, outcomes[request]) or ""), request
+
+
+def test_an_estimate_grows_with_the_work():
+    for _ in range(50):
+        problem, limits = some_problem(), random.choice(KNOWN)
+        for ranked in search(problem, limits)[0][:5]:
+            cost = ranked.estimate
+            assert min(cost.weights, cost.matrix, cost.gates, cost.stream, cost.once, cost.passes) > 0
+            assert (cost.exchange > 0) == (cost.gather > 0) == (ranked.config.regime == "cooperative")
+            more = replace(problem, batch_size=8 * problem.batch_size)
+            assert estimate(more, ranked.config, limits).step_us >= cost.step_us
+            assert cost.total_us(100) == pytest.approx(cost.once + 100 * cost.step_us)
+
+
+def test_measured_constants_change_the_order(tmp_path):
+    path = tmp_path / "constants.json"
+    save_constants({"dataflow_us": (50.0, "made up here"), "barrier_us": (0.1, "made up here")}, H100, path)
+    measured = load_constants(path, H100)
+    assert measured.measured == ("dataflow_us", "barrier_us")
+    assert measured.clock_mhz == assumed(H100).clock_mhz
+    by_flow = Config("cooperative", 16, 16, 256)
+    by_barrier = replace(by_flow, exchange="barrier")
+    assert estimate(LSTM, by_flow, H100).step_us < estimate(LSTM, by_barrier, H100).step_us
+    assert estimate(LSTM, by_flow, H100, measured).step_us > estimate(LSTM, by_barrier, H100, measured).step_us
+
+
+def test_every_constant_says_whether_anybody_measured_it():
+    for limits in KNOWN:
+        constants = constants_for(limits)
+        for field in fields(constants):
+            constant = getattr(constants, field.name)
+            assert constant.value > 0
+            assert constant.unit
+            assert constant.source
+            assert (field.name in constants.measured) == (constant.provenance == "measured")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "schema should be 1, got 2"),
+        ({"gpu": "NVIDIA L4"}, "gpu should be 'NVIDIA H100"),
+        ({"measured": {"exchange": {"value": 1, "source": "x"}}}, "'exchange' is no constant; known: dataflow_us"),
+        ({"measured": {"dataflow_us": {"value": -1, "source": "x"}}}, "dataflow_us.value should be a positive number"),
+        ({"measured": {"dataflow_us": {"value": 1, "source": ""}}}, "dataflow_us.source should say"),
+        ({"measured": [1]}, "measured should be an object"),
+    ],
+)
+def test_a_constants_file_that_is_wrong_names_the_field(change, said, tmp_path):
+    path = tmp_path / "constants.json"
+    save_constants({"dataflow_us": (0.5, "floor.py")}, H100, path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=said) as error:
+        load_constants(path, H100)
+    assert str(path) in str(error.value)
+
+
+def test_saving_wrong_constants_leaves_the_file(tmp_path):
+    path = tmp_path / "constants.json"
+    save_constants({"dataflow_us": (0.5, "floor.py")}, H100, path)
+    before = path.read_text()
+    with pytest.raises(ValueError, match="positive number"):
+        save_constants({"dataflow_us": (float("nan"), "floor.py")}, H100, path)
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["constants.json"]
+
+
+def test_what_is_shipped_can_be_read():
+    """Entries and constants of the package; there may be none yet."""
+    for path, entry in Store(SHIPPED).entries():
+        assert isinstance(entry, Entry), (path, entry)
+        assert entry.best(keeps(Problem(entry.key.cell, torch.bfloat16, 1, 1, phase=entry.key.phase))[0]), path
+    for limits in (*KNOWN, A100, B200):
+        constants_for(limits)
+
+
+def test_keeps_that_make_no_difference_are_one():
+    for cell, spec in CELLS.items():
+        forward, backward = (replace(LSTM, cell=cell, phase=phase) for phase in ("forward", "backward"))
+        assert keeps(forward)[0] == "nothing"
+        for keep in ("save", "recompute"):
+            assert effective_keep(backward, keep) in keeps(backward)
+            assert effective_keep(forward, keep) in keeps(forward)
+        assert ("save" in keeps(forward)) == ("save" in keeps(backward)) == (spec.saved > 0)
+
+
+def timed(config: Config, us: float) -> Timing:
+    return Timing(config, "nothing", "warm", False, us, us, us, 5, 512, 16, 100, 1000, "2026-11-21")
+
+
+def test_quality_is_the_heuristics_time_over_the_best():
+    choice = Config("cooperative", 16, 16, 256)
+    other = replace(choice, BLOCK_H=8)
+
+    def entry(hidden: int, own: float, best: float) -> Entry:
+        problem = replace(LSTM, hidden_size=hidden)
+        return Entry(key_of(problem), fingerprint(problem, H100), choice, (timed(choice, own), timed(other, best)))
+
+    quality = heuristic_quality([entry(256, 200.0, 100.0), entry(512, 100.0, 100.0), entry(768, 100.0, 300.0)])
+    assert quality is not None
+    assert quality.problems == 3
+    assert quality.geometric_mean == pytest.approx(2 ** (1 / 3))
+    assert quality.worst == 2.0
+    assert "h256" in quality.where
+    assert heuristic_quality([]) is None
+    untimed = Entry(key_of(LSTM), fingerprint(LSTM, H100), choice, (timed(other, 1.0),))
+    assert heuristic_quality([untimed]) is None
+
+
+def test_the_digest_knows_the_injected_cell_functions(monkeypatch):
+    before = source_digest(LSTM)
+    assert before == source_digest(replace(LSTM, hidden_size=100, batch_size=3))
+    assert len({source_digest(replace(LSTM, cell=cell)) for cell in ("rnn_tanh", "rnn_relu", "gru", "lstm")}) == 4
+    assert before != source_digest(replace(LSTM, phase="backward"))
+    other = replace(CELLS["lstm"], update=CELLS["gru"].update)
+    monkeypatch.setitem(cell_spec.CELLS, "lstm", other)
+    assert source_digest(LSTM) != before
+
+
+def test_the_digest_sees_helpers_and_constants_but_no_comments(tmp_path, monkeypatch):
+    import importlib.util
+
+    def digest(body: str, name: str) -> str:
+        path = tmp_path / f"{name}.py"
+        path.write_text("import triton\nimport triton.language as tl\nSCALE = tl.constexpr(2)\n" + body)
+        spec = importlib.util.spec_from_file_location("edited_cell", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setitem(cell_spec.CELLS, "lstm", replace(CELLS["lstm"], update=module.update))
+        return source_digest(LSTM)
+
+    helper = "@triton.jit\ndef half(x):\n    return x / SCALE\n"
+    update = "@triton.jit\ndef update(v, state):\n    return half(v[0]), state[1]\n"
+    first = digest(helper + update, "first")
+    commented = update.replace("    return", '    """Words."""\n    # more words\n    return')
+    assert digest(helper + commented, "commented") == first
+    assert digest(helper.replace("x /", "x *") + update, "helper") != first
+    assert digest((helper + update).replace("SCALE", "4.0"), "constant") != first
+
+
+def test_no_kernel_gives_the_reason():
+    assert isinstance(heuristic.choose(replace(LSTM, hidden_size=4000), H100), Reason)
