@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import TimeoutError as FuturesTimeoutError
+from dataclasses import dataclass, replace
 
 import triton
 
 from ..kernels.config import Config
-from ..kernels.describe import describe
+from ..kernels.describe import KernelDescription, describe
 from ..kernels.problem import Problem
-from ..kernels.resources import resident_programs
+from ..kernels.resources import DeviceLimits, resident_programs
 from .offline import CompiledReport, compile_offline, weight_loads_in_loop
 from .targets import REFERENCE_DEVICE
 
 
 @dataclass(frozen=True)
 class Request:
-    """A kernel to compile: what `heuristic.choose` chose for a problem on a target's reference device.
+    """A kernel to compile.
 
-    saves:  the gate values pass through memory between the two loops (see `kernels.describe.describe`).
+    saves:   the gate values pass through memory between the two loops (see `kernels.describe.describe`).
+    device:  the GPU to compile for, whose target must be `target`; None: the target's reference device. With a GPU
+             the kernel is the very one that `measure` launches, so that the launch finds it in Triton's disk cache.
     """
 
     problem: Problem
     config: Config
     target: str
     saves: bool = False
+    device: DeviceLimits | None = None
+
+    @property
+    def limits(self) -> DeviceLimits:
+        return self.device or REFERENCE_DEVICE[self.target]
 
     def __str__(self) -> str:
         return f"{self.problem}, {self.config}, {self.target}{', saves' if self.saves else ''}"
@@ -55,14 +64,45 @@ def programs(request: Request) -> int:
     return _describe(request).grid
 
 
+class Compilers:
+    """Processes that compile, one per CPU core. They take seconds to start: keep them over calls of `compile_many`."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or max(2, os.cpu_count() or 1)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def pool(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Spawned: torch and LLVM are not safe to fork once their threads run.
+            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+        return self._pool
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Compilers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 def compile_many(
-    requests: Iterable[Request], advance: Callable[[int, int], None] | None = None
+    requests: Iterable[Request],
+    advance: Callable[[int, int], None] | None = None,
+    *,
+    compilers: Compilers | None = None,
+    deadline: float | None = None,
 ) -> dict[Request, Outcome]:
     """Compile every request; requests that need the same kernel share one compilation.
 
-    advance:  called with (kernels compiled, kernels in all) after each.
+    advance:    called with (kernels compiled, kernels in all) after each.
+    compilers:  processes to use; without, some are started and ended.
+    deadline:   of `time.monotonic()`; what has not been begun by then is not compiled, and its error says so.
 
-    Uses one process per CPU core. A compiler that crashes costs the others nothing: they are compiled again, apart.
+    A compiler that crashes costs the others nothing: they are compiled again, apart.
     """
     kernels: dict[str, list[Request]] = {}
     for request in requests:
@@ -70,30 +110,61 @@ def compile_many(
     first = {key: same[0] for key, same in kernels.items()}
     outcomes: dict[str, Outcome] = {}
 
-    def run(keys: list[str], workers: int) -> None:
-        # Spawned: torch and LLVM are not safe to fork once their threads run.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(_compile, first[key]): key for key in keys}
-            for future in as_completed(futures):
-                key = futures[future]
-                try:
-                    outcomes[key] = future.result()
-                except BrokenExecutor:
-                    if workers > 1:
-                        continue
-                    outcomes[key] = Outcome(error=f"{first[key]}: the compiler's process died")
-                if advance is not None:
-                    advance(len(outcomes), len(first))
+    def run(keys: list[str], compilers: Compilers) -> None:
+        pool = compilers.pool()
+        futures = {pool.submit(_compile, first[key]): key for key in keys}
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            for future in as_completed(futures, left):
+                collect(future, futures[future])
+        except FuturesTimeoutError:
+            for future in futures:
+                future.cancel()
+            for future, key in futures.items():  # those that run go on to their end
+                if key not in outcomes:
+                    collect(future, key)
+
+    def collect(future: Future[Outcome], key: str) -> None:
+        try:
+            outcomes[key] = future.result()
+        except CancelledError:
+            outcomes[key] = Outcome(error=f"{first[key]}: {OUT_OF_TIME}")
+        except BrokenExecutor:
+            return
+        if advance is not None:
+            advance(len(outcomes), len(first))
 
     if first:
-        run(list(first), max(2, min(os.cpu_count() or 1, len(first))))
-    for key in first.keys() - outcomes.keys():
-        run([key], 1)
+        own = compilers or Compilers(max(2, min(os.cpu_count() or 1, len(first))))
+        try:
+            run(list(first), own)
+        finally:
+            if compilers is None or len(outcomes) < len(first):
+                own.close()
+    for key in [key for key in first if key not in outcomes]:
+        with Compilers(1) as apart:
+            run([key], apart)
+        outcomes.setdefault(key, Outcome(error=f"{first[key]}: the compiler's process died"))
     return {request: outcomes[key] for key, same in kernels.items() for request in same}
 
 
-def _describe(request: Request):  # type: ignore[no-untyped-def]
-    return describe(request.problem, request.config, REFERENCE_DEVICE[request.target], saves=request.saves)
+OUT_OF_TIME = "not compiled, the time was up"
+
+
+def _describe(request: Request) -> KernelDescription:
+    if request.device is None:
+        return describe(request.problem, request.config, request.limits, saves=request.saves)
+    spec = describe(request.problem, request.config, request.limits, has_initial=False, saves=request.saves)
+    # As Triton's launcher specializes: strides that fit in 32 bits are i32, and what has no attribute has none by name.
+    signature = {name: "i32" if kind == "i64" else kind for name, kind in spec.signature.items()}
+    attrs = dict(spec.attrs)
+    for index, kind in enumerate(signature.values()):
+        if isinstance(kind, str) and kind != "constexpr":
+            attrs.setdefault((index,), [])
+    options = dict(spec.options)
+    if request.config.regime == "cooperative":
+        options["launch_cooperative_grid"] = True
+    return replace(spec, signature=signature, attrs=attrs, options=options)
 
 
 def _kernel_key(request: Request) -> str:
@@ -133,7 +204,7 @@ def _compile(request: Request) -> Outcome:
     except Exception as error:  # whatever a compiler raises is the finding here
         return Outcome(error=f"{request}: {type(error).__name__}: {error}")
     resident = resident_programs(
-        REFERENCE_DEVICE[request.target],
+        request.limits,
         registers=report.registers,
         num_warps=spec.num_warps,
         shared=report.shared_bytes,

@@ -1,14 +1,13 @@
 """The config of a problem that nobody has tuned: feasible tilings, ranked by an estimate of a step.
 
-No time here is measured yet. The tilings are those that compile for sm_80, sm_90, sm_100 and gfx942
-without a spill (the compile gate checks every one that `choose` can return); their order is an
-estimate from the constants below, each an assumption until a GPU run replaces it.
+The tilings are those that compile for sm_80, sm_90, sm_100 and gfx942 without a spill (the compile
+gate checks every one that `choose` can return); their order is `cost.estimate`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,22 +16,13 @@ import triton
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config, Exchange
-from ..kernels.describe import dot_precision, least_grid
+from ..kernels.describe import dot_precision
 from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.resources import DeviceLimits
-
-EXCHANGE_US = 0.7
-"""Assumed: one step's h through L2, from a store to its use elsewhere (design.md section 3)."""
-
-SHARED_BYTES_PER_US = 128 * 1755.0
-"""Assumed: 128 bytes a clock of shared memory per SM at an H100's 1.755 GHz; the dot reads W_hh once a step."""
-
-L2_BYTES_PER_US = 5.5e6
-"""Assumed: what all SMs together read from L2; every program gathers the whole h of its tile."""
-
-GATE_MATH_US = 0.8 / 1755.0
-"""Assumed: gate math of one unit and row per SM, about ten special-function results at 16 a clock."""
+from .constraints import CONSTRAINTS, refusal
+from .cost import estimate, has_wgmma
+from .footprint import matrix_bytes, operand_bytes, weight_rows
 
 
 @lru_cache(maxsize=4096)
@@ -41,15 +31,15 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
     feasible = []
     refusals = []
     for config in candidates(problem, limits):
-        refusal = next(filter(None, (check(problem, config, limits) for check in CONSTRAINTS)), None)
-        if refusal is None:
+        refused = refusal(problem, config, limits, CONSTRAINTS)
+        if refused is None:
             feasible.append(config)
         else:
-            refusals.append(refusal)
+            refusals.append(refused[1])
     if feasible:
-        return min(feasible, key=lambda c: (_leaves_wgmma(problem, c), estimated_step_us(problem, c, limits)))
+        return min(feasible, key=lambda c: (_leaves_wgmma(problem, c), estimate(problem, c, limits).step_us))
     why = refusals[-1] if refusals else "no tiling of this size compiles without spilling registers"
-    size = _matrix_bytes(problem, limits)
+    size = matrix_bytes(problem, limits)
     return Reason(
         "not_resident",
         f"W_hh of {problem.cell} with hidden_size={problem.hidden_size}, {size / 2**20:.1f} MiB for "
@@ -130,16 +120,11 @@ def tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
     return tuple(t for t in TILINGS[problem.phase, kind] if t.on_wgmma in (None, has_wgmma(limits)))
 
 
-def has_wgmma(limits: DeviceLimits) -> bool:
-    """Hopper (90) has wgmma, data-centre Blackwell (100 to 110) tcgen05; consumer Blackwell (120) has neither."""
-    return limits.arch[0] == "cuda" and 90 <= int(limits.arch[1]) < 120
-
-
 def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     """All tilings that are considered, whether or not they fit this GPU."""
     gates = find_cell(problem.cell).padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
-    resident = gates * block * _width(problem) * _parts(problem, limits)  # bytes of W_hh per column
+    resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
     if block <= 256 and (resident <= 512 or has_wgmma(limits)):
         yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 or block == 256 else 4)
@@ -159,114 +144,6 @@ def _block_k(problem: Problem, largest: int) -> int:
     return min(sizes, key=lambda size: (math.ceil(problem.hidden_size / size) * size, -size))
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """What one program keeps: bytes in shared memory, 32-bit registers per thread for the big tiles."""
-
-    shared: int
-    registers: int
-
-
-def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footprint:
-    """A model of what the compiler allocates (the compile gate holds it against the compiler).
-
-    NVIDIA: W_hh and the other operand lie in shared memory; what is polled also passes through registers.
-    AMD: both lie in registers, and shared memory serves one chunk's change of layout.
-    """
-    width = _width(problem) * _parts(problem, limits)
-    gates = find_cell(problem.cell).padded_gates
-    k = config.BLOCK_H if config.regime == "single_cta" else _padded_k(problem, config)
-    rows = gates * config.BLOCK_H
-    gathered = config.BLOCK_B * (gates if problem.phase == "backward" else 1)  # rows of the other operand
-    weights = rows * k * width
-    thread_bytes = 4 * config.num_warps * limits.warp_size
-    if limits.arch[0] == "hip":
-        chunk = max(rows, gathered) * config.BLOCK_K * width
-        return Footprint(shared=chunk, registers=(weights + config.BLOCK_B * k * width) // thread_bytes)
-    if config.regime == "single_cta":
-        # The accumulator changes layout on its way to the gate math, through at most its own size.
-        scratch = min(rows * config.BLOCK_B * 4, 12 * 1024)
-        return Footprint(weights + gathered * k * width + scratch, rows * config.BLOCK_B * 4 // thread_bytes)
-    # Batched over gates the operand goes to registers a chunk at a time, through two buffers of its size.
-    batched = problem.phase == "backward" and gates > 1
-    operand = 2 * gathered * config.BLOCK_K * width if batched else gathered * k * width
-    polled = gathered * k * _width(problem) if config.exchange == "dataflow" else 0
-    return Footprint(shared=weights + operand + 64, registers=polled // thread_bytes)
-
-
-def fits_shared(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    need = footprint(problem, config, limits).shared
-    if need > limits.shared_per_block:
-        return f"a program needs {need} bytes of shared memory, {limits.shared_per_block} are there"
-    return None
-
-
-def fits_registers(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    need = footprint(problem, config, limits).registers
-    budget = 300 if limits.arch[0] == "hip" else 64
-    if need > budget:
-        return f"its big tiles take {need} registers a thread; more than {budget} spill"
-    return None
-
-
-def is_matrix_shape(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    """Backwards every gate has a dot of its own, of BLOCK_H rows; the matrix unit's smallest has 16."""
-    if problem.phase == "backward" and config.BLOCK_H < 16:
-        return f"{config.BLOCK_H} units are below the matrix unit's 16 rows"
-    return None
-
-
-def is_co_resident(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    """One program an SM is certain to run; more is decided at launch, from the compiled kernel."""
-    need = least_grid(problem, config)
-    if need > limits.num_sms:
-        return f"its {need} programs of {config.BLOCK_H} units must run at once, on {limits.num_sms} SMs"
-    return None
-
-
-CONSTRAINTS: tuple[Callable[[Problem, Config, DeviceLimits], str | None], ...] = (
-    is_matrix_shape,
-    fits_shared,
-    fits_registers,
-    is_co_resident,
-)
-
-
-def estimated_step_us(problem: Problem, config: Config, limits: DeviceLimits) -> float:
-    """Microseconds for one time step of the whole batch; batch tiles that find no SM run one after the other."""
-    tiles = math.ceil(problem.batch_size / config.BLOCK_B)
-    programs = least_grid(problem, config) if config.regime == "cooperative" else problem.directions
-    passes = math.ceil(tiles / max(1, limits.num_sms // programs))
-    gates = find_cell(problem.cell).padded_gates
-    k = config.BLOCK_H if config.regime == "single_cta" else _padded_k(problem, config)
-    weights = gates * config.BLOCK_H * k * _width(problem) * _parts(problem, limits)
-    step = weights / SHARED_BYTES_PER_US + config.BLOCK_H * config.BLOCK_B * GATE_MATH_US
-    if config.regime == "cooperative":
-        rows = config.BLOCK_B * (gates if problem.phase == "backward" else 1)
-        # A barrier is two round trips, the counter's and the data's.
-        step += EXCHANGE_US * (2 if config.exchange == "barrier" else 1)
-        step += least_grid(problem, config) * rows * k * _width(problem) / L2_BYTES_PER_US
-    return passes * step
-
-
 def _leaves_wgmma(problem: Problem, config: Config) -> bool:
     """Fewer than 64 rows are not Hopper's wgmma: a team of smaller programs only where nothing else fits."""
-    return config.regime == "cooperative" and find_cell(problem.cell).padded_gates * config.BLOCK_H < 64
-
-
-def _width(problem: Problem) -> int:
-    return torch.empty(0, dtype=problem.dtype).element_size()
-
-
-def _parts(problem: Problem, limits: DeviceLimits) -> int:
-    """Copies of each operand: tf32x3 keeps a large and a small part."""
-    return 2 if dot_precision(problem, limits.arch[0]) == "tf32x3" else 1
-
-
-def _padded_k(problem: Problem, config: Config) -> int:
-    return math.ceil(problem.hidden_size / config.BLOCK_K) * config.BLOCK_K
-
-
-def _matrix_bytes(problem: Problem, limits: DeviceLimits) -> int:
-    rows = find_cell(problem.cell).gates * problem.hidden_size
-    return problem.directions * rows * problem.hidden_size * _width(problem) * _parts(problem, limits)
+    return config.regime == "cooperative" and weight_rows(problem, config) < 64

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
+from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from ..kernels.plan import Plan
+from ..kernels.plan import Plan, Reason
+from .arguments import Lengths, checked_lengths, checked_resets, refuse_with_packed
+from .backend import current_backend
 from .call import Call, State
 from .fused import run_fused
 from .keep import KEEP
 from .layers import run_layers
-from .planning import full_plan, takes_kernels
-from .unfused import needs_unfused, run_unfused
+from .noise import has_noise
+from .options import check_bool, check_rate, check_rates
+from .planning import full_plan, problem_of, refusal, takes_kernels
+from .segments import run_segments
+from .unfused import FUSED_CELLS, needs_unfused, run_unfused
 
 if TYPE_CHECKING:
     from ..kernels.layer import Keep
+
+
+def within_kernels(module: RecurrentBase, call: Call) -> bool:
+    """Whether the call asks for nothing that the kernels do not know yet: lengths, resets, noise, other cells.
+
+    Raises RuntimeError where it does and holdfast.backend is "triton".
+    """
+    if not call.ragged and module.cell in FUSED_CELLS and not has_noise(module):
+        return True
+    if current_backend() == "triton" and call.batch_size(module.batch_first) > 0:
+        reason = Reason("sequence_features", "lengths, resets, noise and cells beyond torch's have no kernel yet")
+        raise RuntimeError(refusal(type(module).__name__, Plan(problem_of(module, call), "eager", reasons=(reason,))))
+    return False
 
 
 class RecurrentBase(nn.RNNBase):
@@ -33,8 +53,14 @@ class RecurrentBase(nn.RNNBase):
 
     # torch.nn words this differently for each module.
     _rank_error: ClassVar[str]
-    # On the class, so that a module unpickled from an older version or converted from torch.nn has it as well.
+    # Options on the class, so that a module unpickled from an older version or converted from torch.nn has them as
+    # well; a module has attributes of its own only for those that differ.
     _keep: Keep | None = None
+    recurrent_dropout: float = 0.0
+    zoneout: float | tuple[float, ...] = 0.0
+    learn_initial_state: bool = False
+    _options: ClassVar[tuple[str, ...]] = ("recurrent_dropout", "zoneout", "learn_initial_state")
+    state_names: tuple[str, ...] = ("h",)
 
     @property
     def keep(self) -> Keep | None:
@@ -58,12 +84,88 @@ class RecurrentBase(nn.RNNBase):
             raise ValueError(f"keep should be one of 'save', 'recompute', None, got {value!r}")
         self._keep = value
 
+    def _set_options(self, device: torch.device | str | int | None, dtype: torch.dtype | None, **options: Any) -> None:
+        """Check and take the options that torch.nn does not have, after torch.nn's constructor has run.
+
+        Raises ValueError for a bad value or one that does not go with proj_size, TypeError for what should be a bool.
+        """
+        check_rate("recurrent_dropout", options["recurrent_dropout"])
+        check_rates("zoneout", options["zoneout"], self.state_names)
+        check_bool("learn_initial_state", options["learn_initial_state"])
+        for name, value in options.items():
+            if value != getattr(type(self), name):
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        beside_projection = {"learn_initial_state", "forget_bias"}
+        for name in self.chosen_options():
+            if self.proj_size > 0 and name not in beside_projection:
+                raise ValueError(f"{name} does not go with proj_size, got {name}={options[name]!r}, {self.proj_size=}")
+        if self.learn_initial_state:
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            sizes = (self.proj_size or self.hidden_size, *[self.hidden_size] * (self.n_states - 1))
+            for name, size in zip(self.state_names, sizes, strict=True):
+                zeros = torch.zeros(rows, 1, size, device=device, dtype=dtype)
+                self.register_parameter(f"initial_{name}", Parameter(zeros))
+
+    def _add_unit_weights(
+        self, name: str, rows: int, device: torch.device | str | int | None, dtype: torch.dtype | None
+    ) -> None:
+        """Parameters `{name}_l{k}{suffix}` [rows, H], one per layer and direction after its biases, drawn as they."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for names in self._all_weights:
+            own = names[0].replace("weight_ih", name)
+            weight = torch.empty(rows, self.hidden_size, device=device, dtype=dtype)
+            self.register_parameter(own, Parameter(nn.init.uniform_(weight, -bound, bound)))
+            names.append(own)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._init_flat_weights()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as torch.nn; a learnt initial state becomes zero."""
+        super().reset_parameters()
+        if self.learn_initial_state:
+            for name in self.state_names:
+                nn.init.zeros_(getattr(self, f"initial_{name}"))
+
+    def chosen_options(self) -> dict[str, Any]:
+        """The options that torch.nn does not have and that differ from their defaults."""
+        values = {name: getattr(self, name) for name in self._options}
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            [super().extra_repr(), *(f"{name}={value!r}" for name, value in self.chosen_options().items())]
+        )
+
+    @property
+    def n_states(self) -> int:
+        return len(self.state_names)
+
+    @property
+    def zoneout_rates(self) -> tuple[float, ...]:
+        """The probability of zoneout for each state."""
+        if isinstance(self.zoneout, tuple):
+            return self.zoneout
+        return (self.zoneout, *[0.0] * (self.n_states - 1))
+
+    @property
+    def cell(self) -> str:
+        """The cell's name, with its activations where they are not torch's; see `cells.reference`."""
+        raise NotImplementedError
+
     def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
         """torch's op for the whole module."""
         raise NotImplementedError
 
+    def initial_state(self, x: Tensor, batch_size: int | Tensor) -> State:
+        """The state that hx=None stands for: the learnt one, or zeros in the dtype and on the device of x."""
+        if not self.learn_initial_state:
+            return self.zero_state(x, batch_size)
+        # cuDNN takes no expanded view.
+        learnt = (getattr(self, f"initial_{name}") for name in self.state_names)
+        return self._join_states(tuple(state.expand(-1, int(batch_size), -1).contiguous() for state in learnt))
+
     def zero_state(self, x: Tensor, batch_size: int | Tensor) -> State:
-        """The initial state that hx=None stands for, in the dtype and on the device of x."""
+        """A state of zeros in the dtype and on the device of x."""
         return self._zeros(x, batch_size, self.hidden_size)
 
     def _zeros(self, x: Tensor, batch_size: int | Tensor, size: int) -> Tensor:
@@ -93,42 +195,84 @@ class RecurrentBase(nn.RNNBase):
         """The weights in torch's order, as they are now: forward has just looked them up by name."""
         return cast("list[Tensor]", self._flat_weights)
 
-    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
-        """Run the module. Arguments, results and errors are those of the torch.nn module of the same name.
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
+        reset_state: Any = None,
+    ) -> tuple[Any, Any]:
+        """Run the module. input, hx, results and errors are those of the torch.nn module of the same name.
+
+        lengths:      [B] integers, a tensor on any device or a list: how many steps of each row count, 0 to T. The
+                      output past a row's end is zero, final states are those at its end, the reverse direction starts
+                      there. For unbatched input a tensor [1] or a single number. Out of range they are refused,
+                      except in a tensor on a GPU, where that would wait for the GPU, or in a traced graph: there they
+                      are clamped.
+        resets:       [T, B] bool, [B, T] if batch_first, [T] for unbatched input: before the marked steps the state of
+                      the row is set to reset_state, and no gradient flows across. In the reverse direction it is set
+                      when the walk comes from a marked step to the one before it. So the result is that of calling the
+                      module on each segment between two resets; hx is only what a row starts with, in the reverse
+                      direction from its end. Past a row's end they mean nothing.
+        reset_state:  as hx, or with a batch of 1 for all rows alike; None is what hx=None stands for.
 
         With holdfast.backend "triton", RuntimeError where no kernel can run.
         """
         if isinstance(input, Proxy):
-            return self._as_one_node(input, hx)
-        call = self._checked(input, hx)
-        if takes_kernels(self, call):
+            return self._as_one_node(input, hx, lengths=lengths, resets=resets, reset_state=reset_state)
+        call = self._checked(input, hx, lengths, resets, reset_state)
+        if within_kernels(self, call) and takes_kernels(self, call):
             output, states = run_layers(self, call)
         elif needs_unfused(self, call):
             output, states = run_unfused(self, call)
+        elif call.ragged:
+            output, states = run_segments(self, call)
         else:
             output, states = run_fused(self, call)
         return self._as_asked(call, output, states)
 
-    def explain(self, x: Tensor | PackedSequence, hx: Any = None) -> Plan:
-        """The path that `forward(x, hx)` would take here and now, with every reason against a kernel.
+    def explain(
+        self,
+        x: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
+        reset_state: Any = None,
+    ) -> Plan:
+        """The path that `forward` would take with these arguments here and now, with every reason against a kernel.
 
-        Nothing is run. x and hx are as for forward, and what forward refuses is refused here in the same words.
+        Nothing is run. The arguments are as for forward, and what forward refuses is refused here in the same words.
         """
-        return full_plan(self, self._checked(x, hx))
+        return full_plan(self, self._checked(x, hx, lengths, resets, reset_state))
 
-    def _as_one_node(self, input: Proxy, hx: Any) -> Any:
+    def _as_one_node(self, input: Proxy, hx: Any, **options: Any) -> Any:
         """Stay a single call in a torch.fx graph, which fx grants of itself only to modules under torch.nn."""
         tracer = cast(Tracer, input.tracer)
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), {})
+        given = {name: value for name, value in options.items() if value is not None}
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), given)
 
-    def _checked(self, input: Tensor | PackedSequence, hx: Any) -> Call:
-        """torch.nn's checks in torch.nn's order. Weights that were replaced are looked up anew, as torch.nn does."""
+    def _checked(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Lengths | None = None,
+        resets: Tensor | None = None,
+        reset_state: Any = None,
+    ) -> Call:
+        """torch.nn's checks in torch.nn's order, then those of the arguments that torch.nn does not have.
+
+        Weights that were replaced are looked up anew, as torch.nn does.
+        """
         self._update_flat_weights()
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, unsorted_indices = input
             # torch.nn checks a packed call against the zeros it makes; they are right by construction.
-            hx = self.zero_state(x, batch_sizes[0]) if hx is None else self.permute_hidden(hx, sorted_indices)
+            hx = self.initial_state(x, batch_sizes[0]) if hx is None else self.permute_hidden(hx, sorted_indices)
             self._check_packed(x, hx, batch_sizes)
+            refuse_with_packed(lengths=lengths, resets=resets, reset_state=reset_state)
             return Call(x, hx, True, batch_sizes, sorted_indices, unsorted_indices)
         if input.dim() not in (2, 3):
             raise ValueError(self._rank_error.format(input.dim()))
@@ -136,6 +280,8 @@ class RecurrentBase(nn.RNNBase):
         x = input if batched else input.unsqueeze(self._batch_dim)
         if hx is None:
             self.check_input(x, None)
+            if self.learn_initial_state:
+                hx = self.initial_state(x, x.size(self._batch_dim))
         else:
             self._check_rank(hx, batched)
             if not batched:
@@ -143,7 +289,50 @@ class RecurrentBase(nn.RNNBase):
             self.check_forward_args(x, hx, None)
         if x.size(1 - self._batch_dim) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        return Call(x, hx, batched)
+        call = Call(x, hx, batched)
+        if lengths is None and resets is None and reset_state is None:
+            return call
+        return self._with_boundaries(call, lengths, resets, reset_state)
+
+    def _with_boundaries(self, call: Call, lengths: Lengths | None, resets: Tensor | None, reset_state: Any) -> Call:
+        """The call with its lengths and resets, checked."""
+        x, batched = call.x, call.batched
+        T, B = x.size(1 - self._batch_dim), x.size(self._batch_dim)
+        if lengths is not None:
+            lengths = checked_lengths(lengths, T, B, batched=batched, device=x.device)
+        if resets is not None:
+            resets = checked_resets(resets, T, B, batched=batched, batch_first=self.batch_first, device=x.device)
+        elif reset_state is not None:
+            raise ValueError("reset_state is the state that resets lead to, but resets is None: pass resets [T, B]")
+        if reset_state is not None:
+            reset_state = self._checked_reset_state(x, reset_state, batched)
+        elif resets is not None and self.learn_initial_state:
+            reset_state = self.initial_state(x, B)
+        return call._replace(lengths=lengths, resets=resets, reset_hx=reset_state)
+
+    def _checked_reset_state(self, x: Tensor, state: Any, batched: bool) -> State:
+        """reset_state with a batch as x, refused as torch.nn refuses an hx of another shape, but as a ValueError."""
+        form = "a tensor" if self.n_states == 1 else f"a tuple of {self.n_states} tensors"
+        tensors = (state,) if self.n_states == 1 else state
+        if (
+            not isinstance(tensors, (tuple, list))
+            or len(tensors) != self.n_states
+            or not all(isinstance(t, Tensor) for t in tensors)
+        ):
+            raise ValueError(f"reset_state should be {form}, as hx, got {type(state).__name__}")
+        for t in tensors:
+            if t.device != x.device or (t.dtype != x.dtype and not torch._C._is_any_autocast_enabled()):
+                raise ValueError(f"reset_state should be {x.dtype} on {x.device}, as x, got {t.dtype} on {t.device}")
+        B = x.size(self._batch_dim)
+        try:
+            self._check_rank(state, batched)
+            if not batched:
+                state = self._map_state(lambda t: t.unsqueeze(1), state)
+            state = self._map_state(lambda t: t.expand(-1, B, -1) if t.size(1) == 1 else t, state)
+            self.check_forward_args(x, cast(Tensor, state), None)
+        except RuntimeError as error:
+            raise ValueError(f"reset_state: {error}") from None
+        return state
 
     def _weights_have_changed(self) -> bool:
         """torch.nn's, but a parameter is found without Module.__getattr__, which pays for the choice of path.

@@ -1,4 +1,4 @@
-"""One forward call after torch.nn's checks: the arguments that every path works from."""
+"""One forward call after all checks: the arguments that every path works from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ class Call(NamedTuple):
     x:         [T, B, I], or [B, T, I] where the module is batch_first; packed: [rows, I].
     hx:        [layers*D, B, H], for an LSTM (h, c); None stands for zeros. Packed: in sorted order.
     batched:   False where the user's x was [T, I]; x and hx then have a batch of one.
-    The other fields are those of the PackedSequence, None where x was not packed.
+    batch_sizes, sorted_indices, unsorted_indices:  of the PackedSequence, None where x was not packed.
+    lengths:   [B] int64, each in [0, T], or None where every sequence has T steps.
+    resets:    [T, B] bool, time-major also where the module is batch_first, any strides; or None. True also past a
+               sequence's end, where it means nothing.
+    reset_hx:  the state that resets lead to, as hx; may be an expanded view.
+    lengths, resets and reset_hx are on the device of x.
     """
 
     x: Tensor
@@ -24,15 +29,32 @@ class Call(NamedTuple):
     batch_sizes: Tensor | None = None
     sorted_indices: Tensor | None = None
     unsorted_indices: Tensor | None = None
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    reset_hx: State | None = None
 
     @property
     def states(self) -> tuple[Tensor, ...]:
         """hx as a tuple, empty where it was not given."""
-        if self.hx is None:
-            return ()
-        return (self.hx,) if isinstance(self.hx, Tensor) else tuple(self.hx)
+        return _as_tuple(self.hx)
+
+    @property
+    def reset_states(self) -> tuple[Tensor, ...]:
+        """reset_hx as a tuple, empty for zeros."""
+        return _as_tuple(self.reset_hx)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether sequences end or begin anew inside x."""
+        return self.lengths is not None or self.resets is not None
 
     def batch_size(self, batch_first: bool) -> int:
         if self.batch_sizes is not None:
             return int(self.batch_sizes[0])
         return self.x.size(0 if batch_first else 1)
+
+
+def _as_tuple(state: State | None) -> tuple[Tensor, ...]:
+    if state is None:
+        return ()
+    return (state,) if isinstance(state, Tensor) else tuple(state)

@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .base import RecurrentBase
 from .gru import GRU
 from .lstm import LSTM
 from .rnn import RNN
@@ -44,8 +45,15 @@ def convert(model: M) -> M:
 def to_torch(model: M) -> M:
     """The inverse of `convert`: turn holdfast's modules in `model` into torch.nn's, in place. Returns `model`.
 
-    Raises TypeError where `model` is no module.
+    Raises TypeError where `model` is no module; ValueError, with nothing changed, where a module has an option that
+    torch.nn lacks.
     """
+    if isinstance(model, nn.Module):
+        for name, module in model.named_modules():
+            if isinstance(module, RecurrentBase) and module.chosen_options():
+                chosen = ", ".join(f"{option}={value!r}" for option, value in module.chosen_options().items())
+                where = f" at {name!r}" if name else ""
+                raise ValueError(f"torch.nn has nothing for {chosen} of the {type(module).__name__}{where}")
     return _swap(model, TO_TORCH)
 
 

@@ -104,7 +104,7 @@ def _through_recurrence(
             if not states:
                 states = [xs.new_zeros(xs.shape[1], weights[1].shape[1]) for _ in d_final]
             own = cast[direction * each : (direction + 1) * each]
-            outputs.append(unroll(cell.upper(), xs, own, tuple(states), reverse=direction == 1))
+            outputs.append(unroll(cell, xs, own, tuple(states), reverse=direction == 1))
         y = torch.cat([hs for hs, _ in outputs], -1)
         final = [torch.stack(of_one_state) for of_one_state in zip(*(states for _, states in outputs), strict=True)]
         used = [(out, grad) for out, grad in zip((y, *final), (dy, *d_final), strict=True) if grad is not None]

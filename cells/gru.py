@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import _VF, Tensor
 
+from .activations import find_activation
 from .base import RecurrentBase
+from .options import check_bool
+from .reference import name_of
 from .rnn import refuse_projection
 
 
@@ -19,13 +22,30 @@ class GRU(RecurrentBase):
     Takes the place of `torch.nn.GRU`: same arguments, parameters, state_dict, results and errors. On a GPU the time
     loop of a layer is one persistent kernel where one can run (see `explain`); elsewhere it is torch's own fused op.
 
-    forward(input, hx=None) -> (output, h_n), with D = 2 if bidirectional else 1
+    forward(input, hx=None, *, lengths=None, resets=None, reset_state=None) -> (output, h_n),
+    with D = 2 if bidirectional else 1
         input:  [T, B, input_size], [B, T, input_size] if batch_first, [T, input_size], or a PackedSequence;
                 float32, bfloat16, float16 on the kernels, any dtype that torch takes on the eager path.
         hx:     [D*num_layers, B, hidden_size], [D*num_layers, hidden_size] for unbatched input; None is zeros.
         output: as input, with D*hidden_size features; h_n: as hx.
+        lengths, resets, reset_state: see `forward`.
+
+    Options that torch.nn does not have, keyword only:
+        recurrent_dropout:    probability with which a unit of h is left out of the product with W_hh for a whole call,
+                              the rest scaled by 1/(1-p); in training (Gal and Ghahramani 2016, arXiv:1512.05287).
+        zoneout:              probability with which a unit's h keeps its value in a step; in eval mode the mean
+                              (Krueger et al. 2017, arXiv:1606.01305).
+        learn_initial_state:  parameters initial_h [D*num_layers, 1, hidden_size], zeros at first, in place of the
+                              zeros that hx=None stands for.
+        reset_after:          False is the formula of Cho et al. 2014 (arXiv:1406.1078), `W_hn (r * h_{t-1}) + b_hn`.
+        activation, recurrent_activation:  in place of tanh and sigmoid: one of tanh, sigmoid, relu, linear,
+                              hard_sigmoid, softsign, elu, softplus, exponential, selu, as Keras names them.
     """
 
+    reset_after: bool = True
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+    _options = (*RecurrentBase._options, "reset_after", "activation", "recurrent_activation")
     _rank_error = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
     def __init__(
@@ -39,6 +59,13 @@ class GRU(RecurrentBase):
         bidirectional: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        learn_initial_state: bool = False,
         **options: Any,
     ) -> None:
         refuse_projection(options)
@@ -55,6 +82,25 @@ class GRU(RecurrentBase):
             dtype=dtype,
             **options,
         )
+        check_bool("reset_after", reset_after)
+        find_activation(activation)
+        find_activation(recurrent_activation, "recurrent_activation")
+        self._set_options(
+            device,
+            dtype,
+            reset_after=reset_after,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            learn_initial_state=learn_initial_state,
+        )
+
+    @property
+    def cell(self) -> str:
+        """The cell's name, such as "gru", "gru_reset_before" or "gru(relu,sigmoid)"."""
+        family = "gru" if self.reset_after else "gru_reset_before"
+        return name_of(family, self.activation, self.recurrent_activation)
 
     def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
         return _VF.gru

@@ -52,7 +52,7 @@ def layer(
     problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "forward")
     y, final, residuals = forward_layer(
         problem,
-        _config(problem, x.device),
+        _config(problem, x.device, cast("Keep", keep), x.shape[1 if batch_first else 0]),
         x,
         by_direction(weights, directions),
         given(initial),
@@ -121,7 +121,7 @@ def layer_backward(
     kept = find_cell(cell).states - 1
     found = backward_layer(
         problem,
-        _config(problem, x.device),
+        _config(problem, x.device, "save" if len(residuals) > kept else "recompute", y.shape[0]),
         x,
         by_direction(weights, directions),
         initial or None,
@@ -188,13 +188,13 @@ def _problem(
     return Problem(cell, dtype, weights[1].shape[1], batch_size, directions, cast(Precision, precision), phase)
 
 
-def _config(problem: Problem, device: torch.device) -> Config:
+def _config(problem: Problem, device: torch.device, keep: Keep, length: int) -> Config:
     from ..autotune.select import select
     from ..kernels.executor import interpreting
 
     if device.type != "cuda" and not interpreting():
         raise RuntimeError(f"holdfast's kernels run on a GPU, or on a CPU inside the interpreter; x is on {device}")
-    plan = select(problem, device)
+    plan = select(problem, device, keep=keep, length=length, may_tune=True)
     if plan.config is None:
         raise RuntimeError(f"no kernel on {device} for this call, which was planned or compiled elsewhere:\n{plan}")
     return plan.config

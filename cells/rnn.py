@@ -23,11 +23,21 @@ class RNN(RecurrentBase):
     Takes the place of `torch.nn.RNN`: same arguments, parameters, state_dict, results and errors. On a GPU the time
     loop of a layer is one persistent kernel where one can run (see `explain`); elsewhere it is torch's own fused op.
 
-    forward(input, hx=None) -> (output, h_n), with D = 2 if bidirectional else 1
+    forward(input, hx=None, *, lengths=None, resets=None, reset_state=None) -> (output, h_n),
+    with D = 2 if bidirectional else 1
         input:  [T, B, input_size], [B, T, input_size] if batch_first, [T, input_size], or a PackedSequence;
                 float32, bfloat16, float16 on the kernels, any dtype that torch takes on the eager path.
         hx:     [D*num_layers, B, hidden_size], [D*num_layers, hidden_size] for unbatched input; None is zeros.
         output: as input, with D*hidden_size features; h_n: as hx.
+        lengths, resets, reset_state: see `forward`.
+
+    Options that torch.nn does not have, keyword only:
+        recurrent_dropout:    probability with which a unit of h is left out of the product with W_hh for a whole call,
+                              the rest scaled by 1/(1-p); in training (Gal and Ghahramani 2016, arXiv:1512.05287).
+        zoneout:              probability with which a unit's h keeps its value in a step; in eval mode the mean
+                              (Krueger et al. 2017, arXiv:1606.01305).
+        learn_initial_state:  parameters initial_h [D*num_layers, 1, hidden_size], zeros at first, in place of the
+                              zeros that hx=None stands for.
     """
 
     _rank_error = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
@@ -44,6 +54,10 @@ class RNN(RecurrentBase):
         bidirectional: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        learn_initial_state: bool = False,
         **options: Any,
     ) -> None:
         refuse_projection(options)
@@ -63,6 +77,18 @@ class RNN(RecurrentBase):
             **options,
         )
         self.nonlinearity = nonlinearity
+        self._set_options(
+            device,
+            dtype,
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            learn_initial_state=learn_initial_state,
+        )
+
+    @property
+    def cell(self) -> str:
+        """The cell's name: "rnn_tanh" or "rnn_relu"."""
+        return self.mode.lower()
 
     def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
         return _VF.rnn_tanh if self.mode == "RNN_TANH" else _VF.rnn_relu

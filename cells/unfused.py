@@ -1,12 +1,12 @@
 """The recurrence step by step in plain torch ops, for what torch's fused ops cannot do.
 
 With it vmap, per-sample gradients, ensembles over stacked weights, jvp and compiled training of an LSTM on a CPU
-work on holdfast's modules where torch.nn raises. The equations are those of the torch.nn documentation.
+work on holdfast's modules where torch.nn raises, and cells that torch lacks work at all. `reference` has the equations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,20 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .backend import constant_when_traced
 from .call import Call
-from .eligibility import forward_ad_dual, needs_grad
+from .eligibility import autocast_dtype, forward_ad_dual, needs_grad
+from .noise import Noise, draw, has_noise
+from .reference import reference_of
 
 if TYPE_CHECKING:
     from .base import RecurrentBase
 
-# (preactivation of x, preactivation of h, states) -> new states
-Step = Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+FUSED_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+"""Cells that torch has an op for."""
 
 
 def needs_unfused(module: RecurrentBase, call: Call) -> bool:
-    """Whether torch's fused op would refuse what it accepts in plain eager mode."""
+    """Whether torch's fused op cannot do this, or would refuse what it accepts in plain eager mode."""
+    if module.cell not in FUSED_CELLS or has_noise(module):
+        return True
+    if call.ragged and sizes_are_symbolic(call):
+        return True
     if torch.compiler.is_compiling():
         return call.batch_sizes is None and (under_vmap_or_jvp() or compiled_cpu_lstm_training(module, call))
     if get_interpreter_stack() is None and forward_ad._current_level < 0:
@@ -35,6 +42,14 @@ def needs_unfused(module: RecurrentBase, call: Call) -> bool:
     return call.batch_sizes is None and (
         under_vmap_or_jvp() or (call.x.is_cuda and under_nested_grad()) or forward_ad_dual(module, call) is not None
     )
+
+
+def sizes_are_symbolic(call: Call) -> bool:
+    """Whether the number of segments cannot be looked at: a tracer would bake it in, other tensors hold no numbers."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    given = [t for t in (call.lengths, call.resets) if t is not None]
+    return any(type(t) is not Tensor or t.is_meta for t in given)
 
 
 def compiled_cpu_lstm_training(module: RecurrentBase, call: Call) -> bool:
@@ -54,86 +69,171 @@ def under_nested_grad() -> bool:
     return sum(level.key() == TransformType.Grad for level in get_interpreter_stack() or ()) > 1
 
 
-def rnn_tanh_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (torch.tanh(x + a),)
+def run_unfused(
+    module: RecurrentBase, call: Call, traces: list[dict[str, Tensor]] | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a checked call: (output, final states); output as the module's batch_first, or packed rows.
+
+    traces:  a list that gets for each layer what every gate and state was, by name, [T, B, D*H], detached.
+    """
+    noise, dtype = draw(module, call), autocast_dtype(call)
+    if dtype is None:
+        return _run(module, call, noise, traces)
+    cast = call._replace(x=call.x.to(dtype))
+    with torch.autocast(call.x.device.type, enabled=False):
+        return _run(module, cast, [_cast_noise(of_layer, dtype) for of_layer in noise], traces)
 
 
-def rnn_relu_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (torch.relu(x + a),)
+def _run(
+    module: RecurrentBase, call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """In the dtype of x, and with x padded, time-major and back."""
+    x = call.x
+    if call.batch_sizes is not None:
+        x, sizes = pad_packed_sequence(PackedSequence(x, call.batch_sizes))
+        noise = [_padded_noise(of_layer, call.batch_sizes) for of_layer in noise]
+        call = call._replace(lengths=sizes.to(x.device))
+        y, finals = _run_layers(module, x, call, noise, traces)
+        return pack_padded_sequence(y, sizes).data, finals
+    y, finals = _run_layers(module, x.transpose(0, 1) if module.batch_first else x, call, noise, traces)
+    return y.transpose(0, 1) if module.batch_first else y, finals
 
 
-def gru_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    x_r, x_z, x_n = x.chunk(3, -1)
-    a_r, a_z, a_n = a.chunk(3, -1)
-    z = torch.sigmoid(x_z + a_z)
-    n = torch.tanh(x_n + torch.sigmoid(x_r + a_r) * a_n)
-    return ((1 - z) * n + z * states[0],)
-
-
-def lstm_step(x: Tensor, a: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    i, f, g, o = (x + a).chunk(4, -1)
-    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-STEPS: dict[str, Step] = {
-    "RNN_TANH": rnn_tanh_step,
-    "RNN_RELU": rnn_relu_step,
-    "GRU": gru_step,
-    "LSTM": lstm_step,
-}
-
-
-def run_unfused(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a checked call that is not packed: (output, final states), batch_first as the module says."""
-    hx = call.hx if call.hx is not None else module.zero_state(call.x, call.batch_size(module.batch_first))
-    initial = call._replace(hx=hx).states
+def _run_layers(
+    module: RecurrentBase, x: Tensor, call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """All layers, in the dtype of x [T, B, I], which stands for call.x: y [T, B, D*H] and the final states."""
+    hx = call.hx if call.hx is not None else module.zero_state(x, x.shape[1])
+    initial = [state.to(x.dtype) for state in call._replace(hx=hx).states]
+    reset_states = [state.to(x.dtype) for state in call.reset_states]
     directions = 2 if module.bidirectional else 1
-    flat = module.flat_weights()
+    flat = [weight.to(x.dtype) for weight in module.flat_weights()]
     each = len(flat) // (module.num_layers * directions)
-    weights = iter([flat[start : start + each] for start in range(0, len(flat), each)])
-    x = call.x.transpose(0, 1) if module.batch_first else call.x
     finals: list[tuple[Tensor, ...]] = []
-    for layer in range(module.num_layers):
+    for layer, (dropout, zoneout) in enumerate(noise):
         outputs = []
+        seen: list[dict[str, Tensor]] = [{} for _ in range(directions)]
         for direction in range(directions):
-            own = next(weights)
+            row = layer * directions + direction
+            own = flat[row * each : (row + 1) * each]
             w_hr = own.pop() if module.proj_size > 0 else None
-            states = tuple(state[layer * directions + direction] for state in initial)
-            hs, states = unroll(module.mode, x, own, states, w_hr=w_hr, reverse=direction == 1)
+            units = slice(direction * module.hidden_size, (direction + 1) * module.hidden_size)
+            hs, states = unroll(
+                module.cell,
+                x,
+                own,
+                tuple(state[row] for state in initial),
+                w_hr=w_hr,
+                reverse=direction == 1,
+                lengths=call.lengths,
+                resets=call.resets,
+                reset_states=tuple(state[row] for state in reset_states),
+                dropout=None if dropout is None else dropout[direction],
+                zoneout=[None if mask is None else mask[..., units] for mask in zoneout],
+                trace=None if traces is None else seen[direction],
+            )
             outputs.append(hs)
             finals.append(states)
         x = torch.cat(outputs, -1)
+        if traces is not None:
+            traces.append({name: torch.cat([trace[name] for trace in seen], -1) for name in seen[0]})
         if layer < module.num_layers - 1 and module.dropout > 0:
             x = F.dropout(x, module.dropout, module.training)
-    output = x.transpose(0, 1) if module.batch_first else x
-    return output, tuple(torch.stack(of_one_state) for of_one_state in zip(*finals, strict=True))
+    return x, tuple(torch.stack(of_one_state) for of_one_state in zip(*finals, strict=True))
+
+
+def _cast_noise(noise: Noise, dtype: torch.dtype) -> Noise:
+    dropout, *zoneout = (None if mask is None else mask.to(dtype) for mask in (noise.dropout, *noise.zoneout))
+    return Noise(dropout, tuple(zoneout))
+
+
+def _padded_noise(noise: Noise, batch_sizes: Tensor) -> Noise:
+    """Noise of packed rows with zoneout as [T, B, D*H]."""
+    rows = (None if mask is None else PackedSequence(mask, batch_sizes) for mask in noise.zoneout)
+    return Noise(noise.dropout, tuple(None if mask is None else pad_packed_sequence(mask)[0] for mask in rows))
 
 
 def unroll(
-    mode: str,
+    cell: str,
     x: Tensor,
     weights: Sequence[Tensor],
     states: tuple[Tensor, ...],
     *,
     w_hr: Tensor | None = None,
     reverse: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_states: tuple[Tensor, ...] = (),
+    dropout: Tensor | None = None,
+    zoneout: Sequence[Tensor | None] = (),
+    trace: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction: h of every step [T, B, H], and the final states.
 
-    mode:     key of `STEPS`.
-    x:        [T, B, I].
-    weights:  w_ih, w_hh and, or not, b_ih, b_hh.
-    states:   [B, H] each, h first.
-    w_hr:     an LSTM's projection of h, or None.
+    cell:          a name that `reference_of` knows.
+    x:             [T, B, I].
+    weights:       w_ih, w_hh and, or not, b_ih, b_hh and, or not, the units' own parameters [P, H].
+    states:        [B, H] each, h first.
+    w_hr:          an LSTM's projection of h, or None.
+    lengths:       [B]: no step of a row counts from there on, and h is zero; in reverse a row starts at its end.
+    resets:        [T, B] bool: before these steps, in reverse after them, the state becomes reset_states.
+    reset_states:  [B, H] each, or empty for zeros.
+    dropout:       [B, H], a factor of h on its way into w_hh, or None.
+    zoneout:       per state [T, B, H], the share of the state before the step, or None; may be empty.
+    trace:         a dict that gets every gate and state by name, [T, B, H], detached.
     """
-    w_ih, w_hh, *biases = weights
-    b_ih, b_hh = biases or (None, None)
+    reference = reference_of(cell)
+    w_ih, w_hh, *rest = weights
+    parameters = rest.pop().unbind(0) if len(rest) % 2 else ()
+    b_ih, b_hh = rest or (None, None)
+
+    def product(h: Tensor) -> Tensor:
+        return F.linear(h if dropout is None else h * dropout, w_hh, b_hh)
+
+    ended = None if lengths is None else (torch.arange(len(x), device=x.device)[:, None] >= lengths).unsqueeze(-1)
+    if ended is not None:
+        x = x.masked_fill(ended, 0)  # a NaN there would go into the weights' gradients as 0 * NaN
+    cuts = None if resets is None else _cuts(resets.unsqueeze(-1), ended, reverse)
     steps = F.linear(x, w_ih, b_ih).unbind(0)
-    hs = []
-    for step in reversed(steps) if reverse else steps:
-        states = STEPS[mode](step, F.linear(states[0], w_hh, b_hh), states)
+    h_of_steps = []
+    seen: list[tuple[Tensor, ...]] = []
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        before = states if cuts is None else _where(cuts[t], reset_states, states)
+        after, gates = reference(steps[t], product, before, parameters)
         if w_hr is not None:
-            states = (F.linear(states[0], w_hr), *states[1:])
-        hs.append(states[0])
-    return torch.stack(hs[::-1] if reverse else hs), states
+            after = (F.linear(after[0], w_hr), *after[1:])
+        if zoneout:
+            after = tuple(_mixed(mask, t, b, a) for mask, b, a in zip(zoneout, before, after, strict=True))
+        states = after if ended is None else _where(ended[t], states, after)
+        h_of_steps.append(states[0])
+        if trace is not None:
+            seen.append((*gates, *states))
+
+    def over_time(values: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        stacked = torch.stack(values[::-1] if reverse else values)
+        return stacked if ended is None else stacked.masked_fill(ended, 0)
+
+    if trace is not None:
+        names = (*reference.gate_names, *reference.state_names)
+        values = map(over_time, zip(*seen, strict=True))
+        trace.update({name: value.detach() for name, value in zip(names, values, strict=True)})
+    return over_time(h_of_steps), states
+
+
+def _cuts(resets: Tensor, ended: Tensor | None, reverse: bool) -> Tensor:
+    """[T, B, 1]: whether the state is reset before this step of the walk."""
+    if not reverse:
+        return resets
+    cuts = resets if ended is None else resets & ~ended
+    return torch.cat((cuts[1:], torch.zeros_like(cuts[:1])))
+
+
+def _where(mask: Tensor, chosen: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`chosen` (empty for zeros) in the marked rows."""
+    if not chosen:
+        return tuple(other.masked_fill(mask, 0) for other in others)
+    return tuple(torch.where(mask, c, other) for c, other in zip(chosen, others, strict=True))
+
+
+def _mixed(zoneout: Tensor | None, t: int, before: Tensor, after: Tensor) -> Tensor:
+    return after if zoneout is None else after + zoneout[t] * (before - after)

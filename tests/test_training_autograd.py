@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import holdfast
 from holdfast.cells.call import Call
-from holdfast.cells.unfused import STEPS, needs_unfused, unroll
+from holdfast.cells.reference import FAMILIES, REFERENCES, reference_of
+from holdfast.cells.unfused import needs_unfused, unroll
 from holdfast.kernels.interpreter import interpret
 
 CELLS = {
@@ -349,16 +350,20 @@ def test_hooks_of_saved_tensors_see_them(cell):
 # Beyond the kernels: the plain recurrence
 
 
-@pytest.mark.parametrize("mode", STEPS)
+@pytest.mark.parametrize("name", [*REFERENCES, *FAMILIES, "lstm(softsign,hard_sigmoid)", "gru(elu,softplus)"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_gradcheck_of_the_recurrence(mode, reverse):
-    gates = {"GRU": 3, "LSTM": 4}.get(mode, 1)
+def test_gradcheck_of_the_recurrence(name, reverse):
+    reference = reference_of(name)
+    gates = reference.gates
     shapes = [(3, 2, 2), (gates * 3, 2), (gates * 3, 3), (gates * 3,), (gates * 3,)]
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    tensors += [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(1 + (mode == "LSTM"))]
+    tensors += [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(reference.states)]
+    if reference.parameters:
+        tensors.append(torch.randn(reference.parameters, 3, dtype=torch.float64, requires_grad=True))
 
-    def run(x, w_ih, w_hh, b_ih, b_hh, *hx):
-        hs, final = unroll(mode, x, [w_ih, w_hh, b_ih, b_hh], hx, reverse=reverse)
+    def run(x, w_ih, w_hh, b_ih, b_hh, *rest):
+        hx, own = rest[: reference.states], rest[reference.states :]
+        hs, final = unroll(name, x, [w_ih, w_hh, b_ih, b_hh, *own], hx, reverse=reverse)
         return hs, *final
 
     assert gradcheck(run, tensors)

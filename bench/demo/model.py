@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +21,16 @@ CELLS: dict[str, Any] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 class CharModel(nn.Module):
     """Reads characters and predicts, at each, the next one.
 
-    cell:     "RNN" (tanh), "GRU" or "LSTM".
+    cell:     "RNN" (tanh), "GRU", "LSTM", or what makes a recurrent module of (input_size, hidden_size).
     dropout:  share of the recurrent layer's outputs that the head does not see while training.
     """
 
-    def __init__(self, cell: str, characters: int, hidden_size: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, cell: str | Callable[[int, int], Any], characters: int, hidden_size: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, EMBEDDING_SIZE)
-        self.recurrent = CELLS[cell](EMBEDDING_SIZE, hidden_size)
+        self.recurrent = (CELLS[cell] if isinstance(cell, str) else cell)(EMBEDDING_SIZE, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, characters)
 
@@ -44,11 +47,11 @@ def parameter_count(model: nn.Module) -> int:
 
 def hidden_size_for(cell: str, characters: int, parameters: int) -> int:
     """The hidden size, a multiple of 8, whose model comes closest to a number of parameters."""
+    return closest_size(lambda size: parameter_count(CharModel(cell, characters, size)), parameters)
 
-    def count(size: int) -> int:
-        return parameter_count(CharModel(cell, characters, size))
 
-    sizes = range(8, 1025, 8)
+def closest_size(count: Callable[[int], int], parameters: int, sizes: Sequence[int] = range(8, 1025, 8)) -> int:
+    """The one of `sizes`, which ascend, whose `count` comes closest to a number of parameters."""
     above = bisect_left(sizes, parameters, key=count)
     return min(sizes[max(0, above - 1) : above + 1], key=lambda size: abs(count(size) - parameters))
 

@@ -1,0 +1,97 @@
+"""Run candidates in a child process that can be killed: one that waits for ever costs its time-out and no more."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from .job import Job, Result
+
+TIMEOUT_S = 60.0
+"""For one candidate, compilation included. A wait in a kernel ends by itself after about a second."""
+
+
+class MeasurementRefusedError(RuntimeError):
+    """Nothing can be timed here."""
+
+
+def require_gpu(device: torch.device) -> None:
+    """Raise MeasurementRefusedError where there is no GPU to time on."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise MeasurementRefusedError(
+            f"no kernel can be timed on {device}: torch sees no NVIDIA GPU here. "
+            "`holdfast tune --rehearse` does everything but the timing, without one."
+        )
+    if torch.version.hip:
+        raise MeasurementRefusedError("no kernel has run on an AMD GPU yet: the modules run torch's own op there.")
+
+
+class Child:
+    """A process that runs jobs one after the other and is replaced when it dies or is killed."""
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def run(self, job: Job, timeout_s: float | None = None) -> Result:
+        """The result of a job within `timeout_s` seconds (default: those of the constructor)."""
+        connection = self._start()
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        try:
+            connection.send(job)
+            if not connection.poll(limit):
+                self.close()
+                return Result("killed", f"no result within {limit:.3g} s")
+            return connection.recv()
+        except (EOFError, OSError):
+            self._process.join(5)
+            status = self._process.exitcode
+            self.close()
+            return Result("failed", f"its process died with status {status}")
+
+    def _start(self) -> Connection:
+        if self._connection is None:
+            # Spawned: a forked process cannot use CUDA.
+            context = multiprocessing.get_context("spawn")
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True, name="holdfast tuner")
+            self._process.start()
+            theirs.close()
+            if not self._connection.poll(120):  # torch and Triton take seconds to import
+                self.close()
+                raise RuntimeError(
+                    "the tuner's child process did not start within 120 s; is the machine out of memory?"
+                )
+            self._connection.recv()
+        return self._connection
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _serve(connection: Connection) -> None:
+    from .candidate import run
+
+    connection.send("ready")
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(run(job))

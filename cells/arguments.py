@@ -1,0 +1,86 @@
+"""Checks of `lengths` and `resets`: what is wrong with them is said before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.nn import Parameter
+
+from .backend import constant_when_traced
+
+Lengths = Tensor | Sequence[int]
+
+
+def refuse_with_packed(**arguments: Any) -> None:
+    """Raise ValueError for the first argument that is given: a PackedSequence has lengths of its own."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} does not go with a PackedSequence, which has lengths of its own: "
+                f"leave {name} out, or pass the padded tensor with lengths"
+            )
+
+
+def checked_lengths(lengths: Lengths, T: int, B: int, *, batched: bool, device: torch.device) -> Tensor:
+    """lengths as [B] int64 on `device`, each in [0, T].
+
+    The range is checked where that waits for no GPU: in a list, and in a CPU tensor outside of tracers and vmap.
+    Elsewhere a length is clamped to [0, T].
+
+    Raises ValueError for anything that is no tensor or list of integers, for another shape, or out of range.
+    """
+    if isinstance(lengths, (list, tuple)):
+        wrong = [n for n in lengths if not isinstance(n, Integral) or isinstance(n, bool)]
+        if wrong:
+            raise ValueError(f"lengths should be a list of ints or an integer tensor, got a list with {wrong[0]!r}")
+        lengths = torch.tensor(lengths, dtype=torch.int64)
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths should be an integer tensor or a list of ints, got {type(lengths).__name__}")
+    if lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"lengths should be of dtype torch.int64 or torch.int32, got {lengths.dtype}")
+    if not batched and lengths.dim() == 0:
+        lengths = lengths.unsqueeze(0)
+    if lengths.shape != (B,):
+        expected = f"({B},), one length per row of the batch" if batched else "(1,) or () for unbatched input"
+        raise ValueError(f"lengths should be of shape {expected}, got {tuple(lengths.shape)}")
+    if not _readable_at_no_cost(lengths):
+        return lengths.to(device, torch.int64).clamp(0, T)
+    beyond = ((lengths < 0) | (lengths > T)).nonzero()
+    if len(beyond):
+        row = int(beyond[0])
+        raise ValueError(f"lengths should lie in [0, {T}], as x has {T} steps, got {int(lengths[row])} for row {row}")
+    return lengths.to(device, torch.int64)
+
+
+def checked_resets(resets: Tensor, T: int, B: int, *, batched: bool, batch_first: bool, device: torch.device) -> Tensor:
+    """resets as [T, B] on `device`.
+
+    Raises ValueError where it is no bool tensor or of another shape than x without its features.
+    """
+    if not isinstance(resets, Tensor):
+        raise ValueError(f"resets should be a bool tensor, got {type(resets).__name__}")
+    if resets.dtype is not torch.bool:
+        raise ValueError(f"resets should be of dtype torch.bool, got {resets.dtype}")
+    batch_first = batched and batch_first
+    expected = (B, T) if batch_first else (T, B) if batched else (T,)
+    if resets.shape != expected:
+        names = "[B, T]" if batch_first else "[T, B]" if batched else "[T]"
+        raise ValueError(f"resets should be of shape {expected}, {names} of x, got {tuple(resets.shape)}")
+    resets = resets if batched else resets.unsqueeze(1)
+    return (resets.t() if batch_first else resets).to(device)
+
+
+def _readable_at_no_cost(t: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _in_transform():
+        return False
+    return type(t) in (Tensor, Parameter) and t.device.type == "cpu"
+
+
+@constant_when_traced
+def _in_transform() -> bool:
+    return peek_interpreter_stack() is not None
