@@ -1,5 +1,6 @@
 """holdfast: recurrent layers whose weights stay on chip for the whole sequence."""
 
+from . import autotune
 from .cells import ops as _ops  # noqa: F401  registers holdfast::layer, for saved programs too
 from .cells.backend import backend, current_backend
 from .cells.convert import convert, to_torch
@@ -17,6 +18,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "autotune",
     "backend",
     "convert",
     "current_backend",

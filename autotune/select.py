@@ -77,7 +77,7 @@ def _plan(
         return Plan(problem, "eager", reasons=(choice,))
     # A key has no exact batch size, so that a new one costs a look into memory and not into a file.
     key = replace(key_of(problem), length=length)
-    effective = effective_keep(problem, keep or ("nothing" if problem.phase == "forward" else "save"))
+    effective = effective_keep(problem, keep) if keep else _usual_keep(problem)
     found = Found()
     if mode == "tune-on-miss" and on_miss.is_agreed(key):
         found = on_miss.agreed(key, effective, limits)
@@ -88,19 +88,23 @@ def _plan(
     return Plan(problem, choice.regime, choice, origin="heuristic")
 
 
-def why_not_tuned(problem: Problem, limits: DeviceLimits, *, length: int | None = None) -> tuple[str, ...]:
-    """Why no tuning result is used for a problem that the heuristic decides, a sentence a cause.
+def explained(plan: Plan, device: torch.device | DeviceLimits, *, length: int | None = None) -> Plan:
+    """The plan with notes why no tuning result is used, a sentence a cause.
 
     Reads every entry there is: for people who ask, not for every call.
     """
+    if plan.origin != "heuristic":
+        return plan
     if current_mode() == "off":
-        return ('autotune.mode is "off"',)
-    key = key_of(problem, length)
-    keep: Keep = effective_keep(problem, "nothing" if problem.phase == "forward" else "save")
-    found = lookup(key, keep, limits, store.generation)
-    if found.config is not None:
-        return found.notes
-    return found.notes + near_misses(key, limits)
+        return replace(plan, notes=('autotune.mode is "off": no tuning result is looked for',))
+    limits = device if isinstance(device, DeviceLimits) else H100 if interpreting() else _limits(device)
+    key = key_of(plan.problem, length)
+    found = lookup(key, _usual_keep(plan.problem), limits, store.generation)
+    return replace(plan, notes=found.notes + near_misses(key, limits))
+
+
+def _usual_keep(problem: Problem) -> Keep:
+    return effective_keep(problem, "nothing" if problem.phase == "forward" else "save")
 
 
 _ROCM = Reason("rocm_unverified", "the kernels compile for AMD GPUs, but nobody has run them on one")

@@ -8,12 +8,17 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from .cli_bench import bench
+from .cli_tune import TUNE_EXAMPLE, tune
+
 app = typer.Typer(
     help="Recurrent layers whose weights stay on chip for the whole sequence.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
 )
+app.add_typer(bench, name="bench")
+app.command(epilog=TUNE_EXAMPLE, no_args_is_help=True)(tune)
 
 CellName = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 DtypeName = Literal["fp32", "bf16", "fp16"]

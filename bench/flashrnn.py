@@ -30,6 +30,8 @@ class FlashRNN:
     with_gemm:  False leaves W_ih x + b_ih out of the time, and its gradient out of the results.
     """
 
+    is_peer = True
+
     def __init__(self, backend: str, *, with_gemm: bool = True) -> None:
         self.backend, self.with_gemm = backend, with_gemm
         self.name = f"FlashRNN {backend}{'' if with_gemm else ' without input GEMM'}"

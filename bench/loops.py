@@ -28,6 +28,7 @@ class StepLoop:
     """torch.nn's cell, called for every step, with the state masked where a row resets or has ended."""
 
     name = "loop of nn cells"
+    is_peer = True
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         _one_layer(numbers)
@@ -58,6 +59,7 @@ class CompiledLoop:
     """torch.compile of the recurrence in plain ops: of the whole loop where it is short, else of its step."""
 
     name = "torch.compile"
+    is_peer = True
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         _one_layer(numbers)

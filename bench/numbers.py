@@ -68,17 +68,21 @@ class Numbers:
     @cached_property
     def right(self) -> Results:
         """y, and the gradients of x and of every parameter for `dy`, in float64, of the first input."""
-        modules = [self.module(TORCH[self.case.cell], torch.float64, head) for head in range(self.case.heads)]
-        x = self.xs[0].double().requires_grad_()
-        y = torch.cat([self._exact(module, x) for module in modules], -1)
-        y.backward(self.dy.double())
+        return self.computed_in(torch.float64)
+
+    def computed_in(self, dtype: torch.dtype) -> Results:
+        """The same in another dtype, by torch.nn."""
+        modules = [self.module(TORCH[self.case.cell], dtype, head) for head in range(self.case.heads)]
+        x = self.xs[0].to(dtype, copy=True).requires_grad_()
+        y = torch.cat([self._sequences(module, x) for module in modules], -1)
+        y.backward(self.dy.to(dtype))
         assert x.grad is not None
         results = {"y": y.detach(), "x": x.grad}
         for head, module in enumerate(modules):
             results |= {named(name, head): p.grad for name, p in module.named_parameters() if p.grad is not None}
         return results
 
-    def _exact(self, module: nn.Module, x: Tensor) -> Tensor:
+    def _sequences(self, module: nn.Module, x: Tensor) -> Tensor:
         if self.lengths is None and self.resets is None:
             return module(x)[0]
         rows = []

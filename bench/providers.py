@@ -40,6 +40,7 @@ class Prepared:
     dtype:      what it computes in.
     algorithm, regime, config, origin:  what runs, for the table; empty where that says nothing.
     plan:       holdfast's own decision, for the floor.
+    numbers:    what the results are to be compared with where it is not the case's own numbers.
     """
 
     call: Callable[[int], object]
@@ -50,10 +51,14 @@ class Prepared:
     config: str = ""
     origin: str = ""
     plan: Plan | None = None
+    numbers: Numbers | None = None
 
 
 class Provider(Protocol):
+    """is_peer: not ours: it may err more, and its failure is no failure of the run."""
+
     name: str
+    is_peer: bool
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         """Raises Unavailable."""
@@ -121,6 +126,8 @@ class Holdfast:
 
     regime:    None: whatever the module chooses. Else the best tiling of that regime by the heuristic's estimate.
     """
+
+    is_peer = False
 
     def __init__(self, regime: str | None = None) -> None:
         self.regime = regime
@@ -194,6 +201,8 @@ class TorchNN:
     dtype:  None: the case's; else this one, the peer's best where the case is in another.
     packed: the rows' real steps as a PackedSequence, with the packing left out of the time.
     """
+
+    is_peer = True
 
     def __init__(self, dtype: torch.dtype | None = None, *, packed: bool = False) -> None:
         self.dtype, self.packed = dtype, packed

@@ -51,7 +51,9 @@ def full_plan(module: RecurrentBase, call: Call) -> Plan:
     found += reasons(module, call, MOMENT)
     if found:
         return Plan(problem, "eager", reasons=found, op="recurrence" if needs_unfused(module, call) else "fused")
-    forward, *backward = plans
+    from ..autotune.select import explained
+
+    forward, *backward = (explained(plan, call.x.device) for plan in plans)
     if not backward:
         return forward
     keep = keep_of(module, call)

@@ -29,8 +29,9 @@ class Plan:
 
     regime:      "single_cta", "cooperative" or "eager".
     config:      the tiling, None where eager.
-    origin:      where the config comes from ("heuristic", later "pinned", "user cache", "shipped"); "" where eager.
+    origin:      where the config comes from: "pinned", "user cache", "shipped" or "heuristic"; "" where eager.
     reasons:     why no kernel runs; empty where one does.
+    notes:       why no tuning result is used where there is one that is nearly right; only `explain` looks for them.
     op:          of an eager call: torch's "fused" op, or the plain "recurrence" where that op would refuse.
     backward:    of a call that a backward pass may follow: the plan of that.
     keep:        what is kept for it ("save" or "recompute", see a module's `keep`), and how many bytes.
@@ -41,6 +42,7 @@ class Plan:
     config: Config | None = None
     origin: str = ""
     reasons: tuple[Reason, ...] = ()
+    notes: tuple[str, ...] = ()
     op: Literal["", "fused", "recurrence"] = ""
     backward: Plan | None = None
     keep: Literal["", "nothing", "save", "recompute"] = ""
@@ -56,9 +58,11 @@ class Plan:
         ]
         if self.config is not None:
             lines.append(f"  config: {self.config} ({self.origin})")
+            lines += [f"  note: {note}" for note in self.notes]
         if self.backward is not None:
             lines += [
                 f"  backward: {self.backward.regime}, {self.backward.config} ({self.backward.origin})",
+                *(f"  note: backward: {note}" for note in self.backward.notes),
                 f"  keep: {self.keep}, {self.kept_bytes / 2**20:.1f} MiB",
                 "  double backward: eager, the plain recurrence",
             ]

@@ -1,0 +1,203 @@
+"""`holdfast bench`: a command a suite, and what to do with results. Heavy imports wait for the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .suites.catalogue import ON_A_CPU, ON_A_GPU, SUITES, Suite
+
+if TYPE_CHECKING:
+    from .session import Options
+
+bench = typer.Typer(
+    help="Measure: right first, then timed beside torch.nn and others in the same process.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for tables and pictures; other suites' results in it stay.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter timing.")]
+Rehearse = Annotated[
+    bool, typer.Option("--rehearse", help="Tiny cases through the interpreter on the CPU: right or wrong, no times.")
+]
+Providers = Annotated[
+    str, typer.Option(help="Only providers whose name contains one of these words: 'holdfast,cudnn'.")
+]
+Seconds = Annotated[float | None, typer.Option(min=0.001, help="Timed seconds for each provider of a case.")]
+Minutes = Annotated[float | None, typer.Option(min=0.01, help="Cases that have not begun by then are left out.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads that torch uses on the CPU.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and inputs.")]
+
+WRONG = (
+    "a result of holdfast's was wrong or missing, see the table; it got no time",
+    "Until that is fixed, HOLDFAST_BACKEND=eager avoids the kernels. "
+    'Please report it with the output of "holdfast info".',
+)
+
+
+def _add(suite: Suite) -> None:
+    @bench.command(suite.name, help=suite.summary, epilog=f"Example: holdfast bench {suite.name} --quick --out results")
+    def command(
+        out: Out = Path("bench_out"),
+        quick: Quick = False,
+        rehearse: Rehearse = False,
+        providers: Providers = "",
+        seconds: Seconds = None,
+        minutes: Minutes = None,
+        threads: Threads = None,
+        seed: Seed = 0,
+    ) -> None:
+        words = tuple(filter(None, providers.split(",")))
+        _run([suite], out, lambda: _options(out, quick, rehearse, words, seconds, minutes, seed), threads)
+
+
+for _suite in SUITES.values():
+    _add(_suite)
+
+
+@bench.command(epilog="Example: holdfast bench auto --quick --out results")
+def auto(
+    out: Out = Path("bench_out"),
+    quick: Quick = False,
+    seconds: Seconds = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="The most that each suite may take.")] = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """Run the suites that mean something on this machine, in order of worth."""
+    import torch
+
+    names = ON_A_GPU if torch.cuda.is_available() else ON_A_CPU
+    options = lambda: _options(out, quick, False, (), seconds, minutes, seed)  # noqa: E731
+    _run([SUITES[name] for name in names], out, options, threads)
+    typer.echo("The suite of real tasks takes minutes and has a command of its own: holdfast bench tasks --quick")
+
+
+@bench.command(epilog="Example: holdfast bench tasks --quick --out tasks_out")
+def tasks(
+    out: Annotated[Path, typer.Option(help="Folder for tables and curves.")] = Path("tasks_out"),
+    quick: Annotated[bool, typer.Option("--quick", help="Less training: at most 10 minutes on 2 cores.")] = False,
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="The most that training may take.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds to repeat each training with.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A task by name; may be given again.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train RNN, GRU and LSTM on real sequence data and table quality, time and spread."""
+    from .cli import make_folder
+
+    make_folder(out)
+    _need_matplotlib()
+    from .tasks.run import run_tasks
+
+    run_tasks(out, quick=quick, minutes=minutes, seeds=seeds, only=only, seed=seed)
+
+
+@bench.command(epilog="Example: holdfast bench report results")
+def report(folder: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
+    """Write tables (Markdown, LaTeX) and pictures (PNG, PDF) again from a folder's CSV and provenance."""
+    from .cli import fail
+
+    _need_matplotlib()
+    from .report import write_report
+
+    try:
+        written = write_report(folder)
+    except ValueError as error:
+        fail(str(error), "Name a folder that `holdfast bench SUITE --out FOLDER` wrote.")
+    typer.echo("Written: " + ", ".join(map(str, written)))
+
+
+@bench.command(epilog="Example: holdfast bench compare before after")
+def compare(
+    before: Annotated[Path, typer.Argument(help="A results folder.")],
+    after: Annotated[Path, typer.Argument(help="Another of the same suites.")],
+    all_rows: Annotated[bool, typer.Option("--all", help="List what stayed the same too.")] = False,
+) -> None:
+    """Say what got faster or slower by more than the noise of both runs."""
+    from .cli import fail
+    from .compare import compare as compare_folders
+    from .compare import differences
+    from .tables import print_table
+
+    try:
+        table = compare_folders(before, after)
+    except ValueError as error:
+        fail(str(error), "Name two folders that `holdfast bench SUITE --out FOLDER` wrote.")
+    for sentence in differences(before, after):
+        typer.echo(f"Not the same machine or versions: {sentence}")
+    counts = table["verdict"].value_counts()
+    shown = table if all_rows else table[table["verdict"].isin(["faster", "slower"])]
+    if len(shown):
+        shown = shown.sort_values("change").drop(columns="suite")
+        print_table(shown.assign(**{name: [_percent(value) for value in shown[name]] for name in ("change", "noise")}))
+    order = ("faster", "slower", "same", "unknown")
+    typer.echo(", ".join(f"{counts.get(name, 0)} {name}" for name in order) + f", of {len(table)} measurements")
+
+
+def _percent(value: float) -> str:
+    return "" if value != value else f"{100 * value:+.1f} %"
+
+
+def _options(
+    out: Path,
+    quick: bool,
+    rehearse: bool,
+    providers: tuple[str, ...],
+    seconds: float | None,
+    minutes: float | None,
+    seed: int,
+) -> Options:
+    from .session import Options
+
+    return Options(out, quick, rehearse, providers, seconds, minutes, seed)
+
+
+def _run(suites: Iterable[Suite], out: Path, options: Callable[[], Options], threads: int | None) -> None:
+    """Run suites one after the other into one folder, report, and fail where a result was wrong."""
+    from .cli import fail, make_folder
+
+    make_folder(out)
+    _need_matplotlib()
+    import torch
+
+    from .report import others, overview, write_report
+    from .session import Session
+    from .tables import print_table
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    ok = True
+    for suite in suites:
+        chosen = options()
+        if suite.needs_gpu and not torch.cuda.is_available() and not chosen.rehearse:
+            fail(
+                f"the suite {suite.name} needs a GPU that torch can use",
+                "--rehearse runs it with tiny cases in the interpreter; host, features, latency, memory and smoke "
+                "measure a CPU.",
+            )
+        session = Session(suite.name, chosen, suite.on_cpu)
+        suite.run(session)
+        rows = session.results.table()
+        for shown in (overview(rows), others(rows[rows["rate"].isna()])):
+            if len(shown):
+                print_table(shown)
+        if chosen.rehearse:
+            typer.echo(f"{suite.name}: {(rows['status'] == 'rehearsed').sum()} results right, none timed")
+        ok &= session.ok
+    write_report(out)
+    typer.echo(f"Written to {out}: results.csv, results.md, results.tex, provenance.json and pictures")
+    if not ok:
+        fail(*WRONG)
+
+
+def _need_matplotlib() -> None:
+    from .cli import fail
+
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        fail("the benchmark draws figures and matplotlib is not installed", "Install it: pip install 'holdfast[bench]'")

@@ -1,0 +1,271 @@
+"""One run of a suite: cases in order of worth, right before timed, rows written as they come."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..kernels.plan import Plan
+from .case import Case, Phase
+from .judge import Judge
+from .measure import L2, Clock, Method, measure
+from .numbers import Numbers
+from .provenance import write_provenance
+from .providers import Prepared, Provider, Unavailable
+from .rates import Rates, gemm_us, loop_us_at_matrix_rate, measure_rates
+from .results import Results
+
+if TYPE_CHECKING:
+    from .floor import Floor
+
+PEER_FACTOR = 16
+"""A peer may err this much more than holdfast before it gets no time: its own choices of precision are its own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case, who computes it, and in which phases.
+
+    baseline:  the provider whose time is divided by each row's for the ratio.
+    """
+
+    case: Case
+    providers: tuple[Provider, ...]
+    phases: tuple[Phase, ...] = ("forward", "training")
+    baseline: str = "torch.nn"
+
+
+@dataclass
+class Options:
+    """What the command line asks for.
+
+    quick:      fewer cases and shorter timing.
+    rehearse:   tiny cases through the interpreter on the CPU, no times.
+    providers:  only providers whose name contains one of these; empty for all.
+    seconds:    of timed calls for each provider of a case.
+    minutes:    cases that have not begun by then are left out; None for no limit.
+    """
+
+    out: Path
+    quick: bool = False
+    rehearse: bool = False
+    providers: tuple[str, ...] = ()
+    seconds: float | None = None
+    minutes: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class Session:
+    """A suite on its way. `ok` turns False where a result of holdfast's was wrong."""
+
+    suite: str
+    options: Options
+    on_cpu: bool = False
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    ok: bool = True
+    left_out: int = 0
+
+    def __post_init__(self) -> None:
+        on_gpu = torch.cuda.is_available() and not self.options.rehearse and not self.on_cpu
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.results = Results(self.options.out, self.suite)
+        self.started = time.monotonic()
+        self._rates: dict[torch.dtype, Rates] = {}
+        self._floors: dict[object, Floor] = {}
+        write_provenance(self.options.out, self.suite)
+
+    @property
+    def timed(self) -> bool:
+        return not self.options.rehearse
+
+    def method(self, l2: L2 | None = None, clock: Clock | None = None) -> Method:
+        """How this session times: on a GPU by events with a cold L2, on a CPU by the clock on the wall."""
+        on_gpu = self.device.type == "cuda"
+        default = 0.1 if self.options.quick else 0.6
+        return Method(
+            clock or ("events" if on_gpu else "wall"),
+            l2 or ("cold" if on_gpu else "rotating"),
+            seconds=self.options.seconds or default,
+            repeats=3,
+        )
+
+    def wants(self, provider: Provider) -> bool:
+        chosen = self.options.providers
+        return not chosen or any(word in provider.name for word in chosen)
+
+    def run(self, entries: Iterable[Entry], methods: Sequence[Method] | None = None) -> None:
+        """Check and time every entry, its phases one after the other."""
+        todo = list(entries)
+        for entry in self.track(todo, lambda entry: str(entry.case)):
+            with self.executing():
+                numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3)
+                judge = Judge(numbers)
+                for phase in entry.phases:
+                    self.run_phase(entry, numbers, judge, phase, methods or [self.method()])
+            del numbers, judge
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def track(self, todo: Sequence[Entry], name: Callable[[Entry], str]) -> Iterator[Entry]:
+        """The entries with a progress bar, until time is up."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            bar = progress.add_task(self.suite, total=len(todo))
+            for index, entry in enumerate(todo):
+                if self._time_is_up():
+                    self.left_out = len(todo) - index
+                    self.console.print(f"{self.suite}: time is up, {self.left_out} of {len(todo)} cases left out")
+                    return
+                progress.update(bar, description=f"{self.suite}: {name(entry)}")
+                yield entry
+                progress.advance(bar)
+
+    def _time_is_up(self) -> bool:
+        minutes = self.options.minutes
+        return minutes is not None and time.monotonic() - self.started > minutes * 60
+
+    def run_phase(self, entry: Entry, numbers: Numbers, judge: Judge, phase: Phase, methods: Sequence[Method]) -> None:
+        """All providers of one case in one phase."""
+        base = {"phase": phase, **entry.case.columns()}
+        ready: list[tuple[Provider, Prepared, dict[str, object]]] = []
+        rows: list[dict[str, object]] = []
+        for provider in filter(self.wants, entry.providers):
+            row, prepared = self._check(provider, numbers, judge, phase, base)
+            if prepared is None or row["status"] != "ok":
+                rows.append(row)
+            elif self.timed:
+                ready.append((provider, prepared, row))
+            else:
+                rows.append(row | {"status": "rehearsed"})
+        self.results.add(rows)
+        if ready:
+            for method in methods:
+                self._time(entry, phase, ready, method, len(numbers.xs))
+
+    @contextmanager
+    def executing(self) -> Iterator[None]:
+        """Where kernels run: the GPU, or in a rehearsal the interpreter."""
+        where: AbstractContextManager[object] = nullcontext()
+        if self.options.rehearse:
+            from ..kernels.interpreter import interpret
+
+            where = interpret(self.options.seed)
+        with where:
+            yield
+
+    def _check(
+        self, provider: Provider, numbers: Numbers, judge: Judge, phase: Phase, base: dict[str, object]
+    ) -> tuple[dict[str, object], Prepared | None]:
+        """The row of a provider with its verdict; and what is to be timed, None where there is nothing."""
+        row: dict[str, object] = {"provider": provider.name, **base}
+        try:
+            prepared = provider.prepare(numbers, phase)
+            prepared.call(0)
+            outputs = prepared.results()
+        except Unavailable as reason:
+            return row | {"status": "unavailable", "note": str(reason)}, None
+        except Exception as error:
+            # A peer may fail in any way it likes, and the others shall still be measured; holdfast must not.
+            self.ok &= provider.is_peer
+            return row | {"status": "failed", "note": f"{type(error).__name__}: {error}".splitlines()[0]}, None
+        row |= {
+            "regime": prepared.regime,
+            "config": prepared.config,
+            "origin": prepared.origin,
+            "algorithm": prepared.algorithm,
+        }
+        own = judge if prepared.numbers is None else Judge(prepared.numbers)
+        verdict = own(outputs, prepared.dtype, factor=PEER_FACTOR if provider.is_peer else 1)
+        row |= {"error": verdict.error, "allowed": verdict.allowed, "status": "ok" if verdict.ok else "wrong"}
+        if not verdict.ok:
+            row["note"] = f"{verdict.worst} differs from torch.nn in float64 by more than is allowed"
+            self.ok &= provider.is_peer
+        return row, prepared
+
+    def _time(
+        self,
+        entry: Entry,
+        phase: Phase,
+        ready: Sequence[tuple[Provider, Prepared, dict[str, object]]],
+        method: Method,
+        copies: int,
+    ) -> None:
+        found = measure([prepared.call for _, prepared, _ in ready], method, copies=copies, device=self.device)
+        names = [provider.name for provider, _, _ in ready]
+        reference = found[names.index(entry.baseline)] if entry.baseline in names else None
+        rows = []
+        for (_, prepared, row), of_repeats in zip(ready, found, strict=True):
+            case = prepared.numbers.case if prepared.numbers else entry.case
+            plan = prepared.plan or next((p.plan for _, p, _ in ready if p.plan and p.numbers is None), None)
+            floor = self.floor_us(case, phase, plan)
+            for repeat, q in enumerate(of_repeats):
+                rows.append(
+                    row
+                    | {
+                        "l2": method.l2,
+                        "clock": method.clock,
+                        "repeat": repeat,
+                        "samples": q.samples,
+                        "p20_us": q.p20,
+                        "p50_us": q.p50,
+                        "p80_us": q.p80,
+                        "us_per_step": q.p50 / case.length,
+                        "baseline": entry.baseline if reference else "",
+                        "ratio": reference[repeat].p50 / q.p50 if reference else math.nan,
+                        "floor_us": floor,
+                        "floor_multiple": q.p50 / floor,
+                    }
+                )
+        self.results.add(rows)
+
+    def floor_us(self, case: Case, phase: Phase, plan: Plan | None) -> float:
+        """The least time of a call on this machine, in microseconds: GEMMs at the measured matrix rate and the loop.
+
+        The loop is the measured floor of the config that holdfast chose, or, where no kernel runs, its products at the
+        matrix rate. NaN below a microsecond: such a call is all overhead.
+        """
+        rates = self.rates(case)
+        gemms = gemm_us(case, phase, rates)
+        if plan is None or plan.config is None or self.device.type != "cuda":
+            floor = gemms + loop_us_at_matrix_rate(case, phase, rates)
+            return floor if floor >= 1 else math.nan
+        steps = [self.floor(p, case).step_us for p in (plan, plan.backward) if p is not None and p.config is not None]
+        return gemms + case.layers * case.heads * case.length * sum(steps)
+
+    def rates(self, case: Case) -> Rates:
+        """Copy bandwidth and matrix rate, measured when a dtype is first met, and kept as rows."""
+        if case.dtype not in self._rates:
+            found = self._rates[case.dtype] = measure_rates(self.device, case.dtype)
+            base = {"phase": "forward", "dtype": case.dtype_name, "status": "ok"}
+            self.results.add(
+                [
+                    {**base, "provider": "product", "rate": found.matrix},
+                    {**base, "provider": "copy", "rate": found.copy},
+                ]
+            )
+        return self._rates[case.dtype]
+
+    def floor(self, plan: Plan, case: Case) -> Floor:
+        """The floor of a plan's config on this GPU, measured when it is first met, and kept as rows."""
+        from .floor import measure_floor
+
+        assert plan.config is not None
+        key = (plan.problem, plan.config)
+        if key not in self._floors:
+            found = self._floors[key] = measure_floor(plan.problem, plan.config, self.device)
+            base = {"phase": plan.problem.phase, **case.columns(), "config": str(plan.config), "status": "ok"}
+            parts = {"exchange only": found.exchange_us, "resident weights only": found.weights_us}
+            self.results.add({"provider": name, "us_per_step": us, **base} for name, us in parts.items())
+        return self._floors[key]

@@ -1,0 +1,31 @@
+"""FlashRNN's head-dim figure: B=16, T=1024, 768 units as heads times dim; with and without the input GEMM.
+
+holdfast and torch.nn have no heads: theirs run one after the other.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..case import Case
+from ..flashrnn import BACKENDS, FlashRNN
+from ..providers import Holdfast, Provider, TorchNN
+from ..session import Entry, Session
+from ..variants import LoopAlone
+from .tiny import rehearsal
+
+HEAD_DIMS = (768, 64, 128, 256, 32)
+
+
+def entries(quick: bool) -> list[Entry]:
+    backends = BACKENDS[:3] if quick else BACKENDS
+    peers: list[Provider] = [FlashRNN(name, with_gemm=gemm) for name in backends for gemm in (True, False)]
+    providers: tuple[Provider, ...] = (Holdfast(), LoopAlone(), TorchNN(), TorchNN(torch.float16), *peers)
+    lstm = [Case("lstm", torch.bfloat16, dim, 16, 1024, heads=768 // dim) for dim in HEAD_DIMS]
+    others = [Case(cell, torch.bfloat16, 768, 16, 1024) for cell in ("gru", "rnn_tanh")]
+    return [Entry(case, providers) for case in [*lstm, *([] if quick else others)]]
+
+
+def run(session: Session) -> None:
+    chosen = entries(session.options.quick or session.options.rehearse)
+    session.run(rehearsal(chosen) if session.options.rehearse else chosen)

@@ -1,0 +1,87 @@
+"""What this machine can do at most: copies, products; on a GPU also exchanges and products with resident weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ...kernels.config import Config, Exchange
+from ...kernels.problem import Phase, Problem
+from ..case import DTYPES, Case
+from ..rates import measure_rates
+from ..session import Entry, Session
+
+TEAMS = (2, 4, 8, 16, 32, 48, 64, 128)
+
+
+def run(session: Session) -> None:
+    if session.timed:
+        # A CPU multiplies float16 in software.
+        names = list(DTYPES) if session.device.type == "cuda" else ["fp32", "bf16"]
+        for name in names:
+            rates = measure_rates(session.device, DTYPES[name])
+            rows = [{"provider": f"product {name}", "dtype": name, "rate": rates.matrix, "status": "ok"}]
+            rows += [{"provider": "copy", "rate": rates.copy, "status": "ok"}] if name == "fp32" else []
+            session.results.add({"phase": "forward", **row} for row in rows)
+    todo = list(geometries(session))
+    entries = [Entry(_case(problem), ()) for problem, _ in todo]
+    for (problem, config), _ in zip(todo, session.track(entries, lambda entry: str(entry.case)), strict=False):
+        with session.executing():
+            session.results.add(_rows(session, problem, config))
+
+
+def geometries(session: Session) -> Iterator[tuple[Problem, Config]]:
+    """Teams of 16 units a program at B=16, in both protocols and both directions of time."""
+    if session.options.rehearse:
+        teams: tuple[int, ...] = (2,)
+    elif session.device.type == "cuda":
+        teams = (TEAMS[5], *TEAMS) if not session.options.quick else (48,)
+    else:
+        teams = ()
+    phases: tuple[Phase, ...] = ("forward", "backward")
+    exchanges: tuple[Exchange, ...] = ("dataflow", "barrier")
+    seen = set()
+    for team in teams:
+        for phase in phases:
+            for exchange in exchanges:
+                hidden = 16 * team
+                block = 64 if hidden < 512 else 128
+                warps = 8 if phase == "backward" else 4
+                config = Config("cooperative", 16, 16, min(block, hidden), warps, exchange=exchange)
+                problem = Problem("lstm", torch.bfloat16, hidden, 16, phase=phase)
+                # Backwards a polled step of more than 512 units spills (autotune.heuristic).
+                spills = phase == "backward" and exchange == "dataflow" and hidden > 512
+                if (problem, config) not in seen and not spills and hidden <= 1024:
+                    seen.add((problem, config))
+                    yield problem, config
+
+
+def _case(problem: Problem) -> Case:
+    return Case(problem.cell, problem.dtype, problem.hidden_size, problem.batch_size, 512)
+
+
+def _rows(session: Session, problem: Problem, config: Config) -> list[dict[str, object]]:
+    from ..floor import Exchange as ExchangeRun
+    from ..floor import ResidentWeights, measure_floor
+
+    base = {
+        "phase": "forward" if problem.phase == "forward" else "training",
+        **_case(problem).columns(),
+        "regime": config.regime,
+        "config": str(config),
+    }
+    names = (f"exchange only, {config.exchange}, {problem.phase}", f"resident weights only, {problem.phase}")
+    if not session.timed:
+        exchange = ExchangeRun(problem, config, session.device, 3)
+        exchange.reset()
+        exchange.run()
+        ResidentWeights(problem, config, session.device, 3).run()
+        return [{"provider": name, **base, "T": 3, "status": "rehearsed"} for name in names]
+    rows = []
+    for repeat in range(3):
+        floor = measure_floor(problem, config, session.device)
+        for name, us in zip(names, (floor.exchange_us, floor.weights_us), strict=True):
+            timed = {"clock": "events", "l2": "warm", "repeat": repeat, "p50_us": us * 512, "us_per_step": us}
+            rows.append({"provider": name, **base, **timed, "status": "ok"})
+    return rows

@@ -1,0 +1,130 @@
+"""The suite from start to end: every task, seed by seed, within a given time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..provenance import write_provenance
+from ..tables import print_table
+from .claim import compare, reading
+from .equal_hidden import equal_hidden
+from .registry import TASKS
+from .report import SUITE, short_summary, write_report
+from .results import SAMPLE_COLUMNS, Results, read_results, write_results
+from .task import Task
+from .training import CLIP, Learner, learners_of, train
+
+PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "statsmodels": "statsmodels"}
+QUICK_EPOCHS = 0.35  # of a full run's
+
+
+def run_tasks(
+    out: Path,
+    *,
+    quick: bool = False,
+    minutes: float | None = None,
+    seeds: int | None = None,
+    only: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Results:
+    """Run the tasks, write results, report and figures into `out`, and return the results.
+
+    quick:    about a third of the training, and two seeds.
+    minutes:  the most that training may take, 25 by default (quick: 8); what does not fit is cut short, and said so.
+    seeds:    how many, 3 by default (quick: 2), from `seed` on.
+    only:     names of tasks; None: all of them.
+
+    What is measured is written after each task of each seed, so an interrupted run leaves what it had.
+    Raises ValueError for an unknown task or a number that makes no sense, ImportError where a package is missing.
+    """
+    started = time.perf_counter()
+    names = list(TASKS) if only is None else list(only)
+    minutes = (8.0 if quick else 25.0) if minutes is None else minutes
+    seeds = (2 if quick else 3) if seeds is None else seeds
+    check(names, minutes, seeds)
+    # As in the demo: a second thread brings little to models this small, and on a busy machine threads wait.
+    torch.set_num_threads(1)
+    console = Console()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tasks = [TASKS[name](device) for name in names]
+
+    write_provenance(out, SUITE)
+    results = Results()
+    for task in tasks:
+        values = pd.DataFrame(task.baselines().items(), columns=["baseline", "value"])
+        results.add("baselines", values, task=task.name)
+        results.add("equal_hidden", equal_hidden(task), task=task.name)
+    plan = [(task, seed + i) for i in range(seeds) for task in tasks]
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        to_do = sum(task.weight for task, _ in plan)
+        bar = progress.add_task("", total=to_do)
+        for task, run_seed in plan:
+            progress.update(bar, description=f"{task.name}, seed {run_seed}")
+            learners = learners_of(task, run_seed)
+            epochs = task.epochs * (QUICK_EPOCHS if quick else 1.0)
+            # What one leaves over of its share goes to those that are still to come.
+            remaining = 60 * minutes - (time.perf_counter() - started)
+            seconds = max(1.0, remaining * task.weight / to_do)
+            show = partial(advance, progress, bar, progress.tasks[0].completed, task.weight)
+            curves = train(task, learners, epochs=epochs, seconds=seconds, on_round=show)
+            to_do -= task.weight
+            results.add("curves", curves, task=task.name, seed=run_seed)
+            if run_seed == seed + seeds - 1:
+                results.add("samples", samples(task, learners, run_seed))
+            write_results(results, out)
+            progress.console.print(line(task, run_seed, curves, epochs))
+    paths = write_report(out)
+    results = read_results(out)
+    print_table(short_summary(results), console)
+    console.print(reading(compare(results.curves), results.equal_hidden))
+    console.print("Written: " + ", ".join(map(str, paths)))
+    console.print(f"The tasks took {time.perf_counter() - started:.0f} s.")
+    return results
+
+
+def advance(progress: Progress, bar: TaskID, before: float, weight: float, share: float) -> None:
+    """Move the bar to a share of the task at hand."""
+    progress.update(bar, completed=before + share * weight)
+
+
+def check(names: Sequence[str], minutes: float, seeds: int) -> None:
+    """Refuse now what would fail after minutes."""
+    unknown = sorted(set(names) - set(TASKS))
+    if unknown or not names:
+        raise ValueError(f"only should name some of {', '.join(TASKS)}, got {', '.join(unknown) or 'nothing'}")
+    if not minutes > 0:
+        raise ValueError(f"minutes should be greater than 0, got {minutes}")
+    if seeds < 1:
+        raise ValueError(f"seeds should be at least 1, got {seeds}")
+    missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"the tasks need {', '.join(missing)}. Install them: pip install 'holdfast[bench]'")
+
+
+def samples(task: Task, learners: Sequence[Learner], seed: int) -> pd.DataFrame:
+    """What each of the clipped models makes of the task, for the tasks that have something to show."""
+    made = [
+        (task.name, one.name, seed, task.illustration(one.model))
+        for one in learners
+        if one.clip is not None and not one.diverged
+    ]
+    return pd.DataFrame(made, columns=SAMPLE_COLUMNS).dropna()
+
+
+def line(task: Task, seed: int, curves: pd.DataFrame, epochs: float) -> str:
+    """What a task of one seed has come to."""
+    last = curves[curves["clip"] == CLIP].groupby("model", sort=False)["quality"].last()
+    reached = ", ".join(f"{model} {quality:.4g}" for model, quality in last.items())
+    done = curves["epoch"].max()
+    cut = f", cut short after {done:.1f} of {epochs:.1f} epochs, see --minutes" if done < 0.99 * epochs else ""
+    return f"{task.name}, seed {seed}: {reached} ({task.metric}){cut}"

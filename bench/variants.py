@@ -1,0 +1,111 @@
+"""holdfast beside itself: the same layer on another kind of batch, packed, step by step, or in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from .case import Case, Phase
+from .numbers import Numbers, named
+from .providers import HOLDFAST, Calls, Holdfast, Prepared, Unavailable
+
+
+class Twin:
+    """holdfast on a related case with numbers of its own: what a feature's time is compared with.
+
+    change:  the related case of this case and its numbers.
+    """
+
+    is_peer = False
+
+    def __init__(self, name: str, change: Callable[[Numbers], Case]) -> None:
+        self.name, self.change = name, change
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        other = Numbers(self.change(numbers), numbers.device, seed=1, copies=len(numbers.xs))
+        prepared = Holdfast().prepare(other, phase)
+        prepared.numbers = other
+        return prepared
+
+
+class Packed:
+    """holdfast on a PackedSequence, packed and padded again inside the time, as torch.nn's rows are."""
+
+    name = "holdfast packed"
+    is_peer = False
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+        lengths, case = numbers.lengths, numbers.case
+        if lengths is None:
+            raise Unavailable("only ragged batches are packed")
+        module = numbers.module(HOLDFAST[case.cell], case.dtype)
+
+        def forward(x: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return pad_packed_sequence(module(packed)[0], total_length=case.length)[0]
+
+        leaves = {named(name, 0): parameter for name, parameter in module.named_parameters()}
+        return Calls(numbers, forward, leaves, case.dtype).prepared(phase, algorithm="PackedSequence")
+
+
+class Streamed:
+    """`holdfast.Stateful(module).step` for every step, as a server that gets one step at a time."""
+
+    name = "holdfast Stateful.step"
+    is_peer = False
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        import holdfast
+
+        if not hasattr(holdfast, "Stateful"):
+            raise Unavailable("not in this version")
+        if phase == "training":
+            raise Unavailable("a stream is not trained on")
+        case = numbers.case
+        stream: Any = holdfast.Stateful(numbers.module(HOLDFAST[case.cell], case.dtype))  # type: ignore[attr-defined]
+
+        def forward(x: Tensor) -> Tensor:
+            stream.reset()
+            return torch.stack([stream.step(step) for step in x.unbind(0)])
+
+        return Calls(numbers, forward, {}, case.dtype).prepared(phase, algorithm="one step a call")
+
+
+class LoopAlone:
+    """holdfast's kernel path with the input projection left out: its result is handed in, computed once an input."""
+
+    name = "holdfast without input GEMM"
+    is_peer = False
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        from ..kernels import layer
+
+        if phase == "training" or numbers.case.heads > 1 or numbers.case.layers > 1:
+            raise Unavailable("the input GEMM is left out forwards, for one layer and one head")
+        prepared = Holdfast().prepare(numbers, phase)
+        if prepared.regime == "eager":
+            raise Unavailable(f"no kernel runs this call: {prepared.algorithm}")
+        project, whole = layer.project_input, prepared.call
+        projected: dict[int, Tensor] = {}
+
+        def remember(*arguments: Any, **options: Any) -> Tensor:
+            result = project(*arguments, **options)
+            projected[len(projected)] = result
+            return result
+
+        with patch.object(layer, "project_input", remember):
+            for number in range(len(numbers.xs)):
+                whole(number)
+
+        def call(number: int) -> None:
+            with patch.object(layer, "project_input", lambda *_, **__: projected[number]):
+                whole(number)
+
+        prepared.call = call
+        return prepared
