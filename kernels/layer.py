@@ -224,7 +224,7 @@ def backward_layer(
         problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, needs_dx=needs_dx
     )
     if d_parameters is not None:
-        summed = d_parameters.sum(0).to(problem.dtype)
+        summed = (own.sum(0).to(problem.dtype) for own in d_parameters.unbind(1))
         of_weights = [w._replace(parameters=own) for w, own in zip(of_weights, summed, strict=True)]
     return Gradients(grad_x, of_weights, d_initial, d_reset or ())
 
