@@ -1,23 +1,52 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in order of worth, within a number of minutes, into one folder.
+# Everything that needs a GPU, in order of worth, within a number of minutes, into one folder of at most eight files.
 #
 #   OUT=results bash bench/gpu_run.sh               25 minutes on a machine with a GPU
 #   OUT=results bash bench/gpu_run.sh --rehearse    the same stages on a CPU, tiny and untimed
 #
 # MINUTES=25 bounds the whole run; ONLY='install|smoke' picks stages by a pattern, where one call may not take as long
-# as all of them. Every stage has a process and a time-out of its own, so that a kernel that spins
-# costs its stage and no more. What a stage prints is in $OUT/STAGE.log; how it ended, in $OUT/stages.csv.
+# as all of them, for instance in three calls of ten minutes:
+#
+#   MINUTES=9 ONLY='^(install|device|info|smoke|forward|backward|training|memcheck)$'
+#   MINUTES=9 ONLY='^(install|info|bench_floors|tune|bench_home|bench_memory|bench_latency)$'
+#   MINUTES=9 ONLY='^(install|info|import|bench_.*|full_size|profile)$' TUNED=folder-with-what-the-second-call-tuned
+#
+# Every stage has a process and a time-out of its own, so that a kernel that spins costs its stage and no more. After
+# every stage $OUT holds what there is so far:
+#
+#   stages.csv         name, seconds and exit status of every stage; what it printed is in logs.tar.gz
+#   results.csv, results.md, provenance.json, pictures.tar.gz    of the suites (holdfast bench)
+#   full_size.csv      layers of useful size beside torch.nn
+#   tuned.tar.gz       what tuning found, for `holdfast tune --import` and autotune/shipped/
+#
 # Nothing is installed from outside: the package itself goes in without its dependencies.
 set -u
 cd "$(dirname "$0")/.."
-: "${OUT:=gpu_out}" "${MINUTES:=25}" "${PYTHON:=python3}" "${ONLY:=.}"
+: "${OUT:=gpu_out}" "${MINUTES:=25}" "${PYTHON:=python3}" "${ONLY:=.}" "${TUNED:=}" "${TUNE_SECONDS:=240}"
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+mkdir -p "$WORK/logs" "$WORK/bench"
 rehearse=${1:-}
 end=$((SECONDS + MINUTES * 60))
 where=$([ "$rehearse" = --rehearse ] && echo "not gpu" || echo gpu)
 export PYTHONUNBUFFERED=1
 echo "stage,seconds,status" >"$OUT/stages.csv"
+
+pack() { # what there is so far, so that a run that is cut off leaves it
+    local name
+    tar -czf "$OUT/logs.tar.gz" -C "$WORK" logs
+    for name in results.csv results.md provenance.json; do
+        [ -f "$WORK/bench/$name" ] && cp "$WORK/bench/$name" "$OUT/"
+    done
+    [ -f "$WORK/full_size.csv" ] && cp "$WORK/full_size.csv" "$OUT/"
+    if [ -f "$WORK/bench/results.tex" ]; then
+        (cd "$WORK/bench" && tar -czf "$OUT/pictures.tar.gz" ./*.png ./*.pdf results.tex 2>/dev/null)
+    fi
+    [ -d "$WORK/tuned" ] && tar -czf "$OUT/tuned.tar.gz" -C "$WORK" tuned
+    return 0
+}
 
 stage() { # NAME LIMIT_S COMMAND...
     local name=$1 limit=$2 left=$((end - SECONDS)) start=$SECONDS status
@@ -28,10 +57,11 @@ stage() { # NAME LIMIT_S COMMAND...
         return
     fi
     [ "$limit" -gt $left ] && limit=$left
-    timeout -k 10 "$limit" "$@" >"$OUT/$name.log" 2>&1
+    timeout -k 10 "$limit" "$@" >"$WORK/logs/$name.log" 2>&1
     status=$?
     echo "$name,$((SECONDS - start)),$status" | tee -a "$OUT/stages.csv"
-    tail -n 3 "$OUT/$name.log"
+    tail -n 3 "$WORK/logs/$name.log"
+    pack
 }
 
 tests() { # NAME LIMIT_S EXPRESSION PYTEST_ARGUMENTS...
@@ -39,6 +69,25 @@ tests() { # NAME LIMIT_S EXPRESSION PYTEST_ARGUMENTS...
     shift 3
     stage "$name" "$limit" "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 120 \
         -m "$where and not slow" -k "$expression" "$@"
+}
+
+suite() { # NAME MINUTES OPTIONS...: ends by itself after MINUTES, with what it has by then
+    local name=$1 minutes=$2 left=$(((end - SECONDS) / 60))
+    shift 2
+    [ "$minutes" -gt "$left" ] && [ "$left" -gt 0 ] && minutes=$left
+    stage "bench_$name" $((minutes * 60 + 60)) "$PYTHON" -m holdfast bench "$name" --out "$WORK/bench" \
+        --minutes "$minutes" "$@"
+}
+
+tool() { # a stage of its own where the tool is there: NAME LIMIT_S TOOL ARGUMENTS...
+    local name=$1 limit=$2 tool=$3
+    [[ $name =~ $ONLY ]] || return 0
+    if ! command -v "$tool" >/dev/null; then
+        echo "$name,0,no $tool here" | tee -a "$OUT/stages.csv"
+        return
+    fi
+    shift 2
+    stage "$name" "$limit" "$@"
 }
 
 workers=()
@@ -51,13 +100,37 @@ fi
 stage info 60 "$PYTHON" -m holdfast info
 tests smoke 240 "test_as_torch_in_float64 and lstm and float32" tests/test_kernels_forward.py -x
 if [ "$where" = gpu ]; then
+    [ -n "$TUNED" ] && stage import 60 "$PYTHON" -m holdfast tune --import "$TUNED"
+    suite smoke 2
     tests forward 420 "" tests/test_kernels_forward.py "${workers[@]}"
     tests backward 420 "" tests/test_kernels_backward.py "${workers[@]}"
     tests training 300 "" tests/test_training_gpu.py tests/test_gpu_graph.py tests/test_gpu_memory.py
-    stage full_size 600 "$PYTHON" -m holdfast.bench.full_size --out "$OUT"
+    tool memcheck 180 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        "$PYTHON" -m holdfast bench smoke --quick --providers holdfast --seconds 0.001 --out "$WORK/memcheck"
+    suite floors 2
+    stage tune $((TUNE_SECONDS + 60)) "$PYTHON" -m holdfast tune --list-file bench/tune_list.csv \
+        --budget "$TUNE_SECONDS" --out "$WORK/tuned"
+    suite home 4 --seconds 0.3
+    suite memory 1
+    suite latency 2 --seconds 0.2
+    suite flashrnn 4 --seconds 0.3
+    suite features 3 --seconds 0.3
+    suite host 2 --threads 1
+    stage full_size 600 "$PYTHON" -m holdfast.bench.full_size --out "$WORK"
+    suite grid 8 --seconds 0.15
+    # The clocks stay as they are: the card is shared with others after us.
+    tool profile 240 ncu --clock-control none --set full --kernel-name regex:forward --launch-count 2 \
+        "$PYTHON" -m holdfast bench home --quick --providers holdfast --seconds 0.001 --out "$WORK/profile"
 else
     tests backward 240 "test_as_torch_in_float64 and lstm and float32" tests/test_kernels_backward.py -x
-    stage full_size 240 "$PYTHON" -m holdfast.bench.full_size --out "$OUT" --rehearse
+    stage tune 120 "$PYTHON" -m holdfast tune --cell lstm --hidden 128 --candidates 2 --rehearse --out "$WORK/tuned"
+    for name in smoke floors home memory latency flashrnn features grid; do
+        suite "$name" 2 --rehearse
+    done
+    tool memcheck 60 compute-sanitizer --version
+    tool profile 60 ncu --version
+    stage full_size 240 "$PYTHON" -m holdfast.bench.full_size --out "$WORK" --rehearse
 fi
-# The exit status of the first stage that failed: time-outs (124, 137) and red tests alike.
-awk -F, 'NR > 1 && $3 != 0 { exit ($3 ~ /^[0-9]+$/) ? $3 : 1 }' "$OUT/stages.csv"
+pack
+# The exit status of the first stage that failed: time-outs (124, 137) and red tests alike; a missing tool is none.
+awk -F, 'NR > 1 && $3 != 0 && $3 !~ /^no .* here$/ { exit ($3 ~ /^[0-9]+$/) ? $3 : 1 }' "$OUT/stages.csv"

@@ -7,9 +7,10 @@ the reason, which the tables show.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +175,36 @@ class Holdfast:
 
         calls.forward = in_regime
         return Plan(plan.problem, choice.regime, choice, origin="pinned")
+
+
+class Untuned(Holdfast):
+    """holdfast with the heuristic's configs where tuning found others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "holdfast untuned"
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        from ..autotune import select
+
+        def use_the_heuristic() -> AbstractContextManager[object]:
+            # Not autotune.mode("off"): a backward pass on a GPU runs in autograd's own thread, which would not see it.
+            return patch.object(select, "current_mode", lambda: "off")
+
+        tuned = super().prepare(numbers, phase).plan
+        assert tuned is not None
+        if all(plan.origin in ("heuristic", "") for plan in (tuned, tuned.backward) if plan is not None):
+            raise Unavailable("no tuning result is used here: holdfast runs the heuristic's choice")
+        with use_the_heuristic():
+            prepared = super().prepare(numbers, phase)
+        tuned_call = prepared.call
+
+        def call(number: int) -> None:
+            with use_the_heuristic():
+                tuned_call(number)
+
+        prepared.call = call
+        return prepared
 
 
 def sequence_arguments(numbers: Numbers) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from .arguments import Lengths, checked_lengths, checked_resets, refuse_with_pac
 from .backend import current_backend
 from .call import Call, State
 from .fused import run_fused
+from .gates import gates_as_asked
 from .keep import KEEP
 from .layers import run_layers
 from .noise import has_noise
@@ -34,10 +35,12 @@ def within_kernels(module: RecurrentBase, call: Call) -> bool:
 
     Raises RuntimeError where it does and holdfast.backend is "triton".
     """
-    if not call.ragged and module.cell in FUSED_CELLS and not has_noise(module):
+    if not call.ragged and not call.return_gates and module.cell in FUSED_CELLS and not has_noise(module):
         return True
     if current_backend() == "triton" and call.batch_size(module.batch_first) > 0:
-        reason = Reason("sequence_features", "lengths, resets, noise and cells beyond torch's have no kernel yet")
+        reason = Reason(
+            "sequence_features", "lengths, resets, return_gates, noise and cells beyond torch's have no kernel yet"
+        )
         raise RuntimeError(refusal(type(module).__name__, Plan(problem_of(module, call), "eager", reasons=(reason,))))
     return False
 
@@ -203,7 +206,8 @@ class RecurrentBase(nn.RNNBase):
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
-    ) -> tuple[Any, Any]:
+        return_gates: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the module. input, hx, results and errors are those of the torch.nn module of the same name.
 
         lengths:      [B] integers, a tensor on any device or a list: how many steps of each row count, 0 to T. The
@@ -217,21 +221,26 @@ class RecurrentBase(nn.RNNBase):
                       module on each segment between two resets; hx is only what a row starts with, in the reverse
                       direction from its end. Past a row's end they mean nothing.
         reset_state:  as hx, or with a batch of 1 for all rows alike; None is what hx=None stands for.
+        return_gates: a third result, `Gates`: what every gate and state was at every step.
 
+        Raises ValueError, naming the argument, for lengths, resets or a reset_state that do not fit x.
         With holdfast.backend "triton", RuntimeError where no kernel can run.
         """
         if isinstance(input, Proxy):
-            return self._as_one_node(input, hx, lengths=lengths, resets=resets, reset_state=reset_state)
-        call = self._checked(input, hx, lengths, resets, reset_state)
+            given = {"lengths": lengths, "resets": resets, "reset_state": reset_state, "return_gates": return_gates}
+            return self._as_one_node(input, hx, {k: v for k, v in given.items() if v is not None and v is not False})
+        call = self._checked(input, hx, lengths, resets, reset_state, return_gates)
+        traces: list[dict[str, Tensor]] | None = [] if return_gates else None
         if within_kernels(self, call) and takes_kernels(self, call):
             output, states = run_layers(self, call)
         elif needs_unfused(self, call):
-            output, states = run_unfused(self, call)
+            output, states = run_unfused(self, call, traces)
         elif call.ragged:
             output, states = run_segments(self, call)
         else:
             output, states = run_fused(self, call)
-        return self._as_asked(call, output, states)
+        results = self._as_asked(call, output, states)
+        return results if traces is None else (*results, gates_as_asked(self, call, traces))
 
     def explain(
         self,
@@ -241,18 +250,18 @@ class RecurrentBase(nn.RNNBase):
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
+        return_gates: bool = False,
     ) -> Plan:
         """The path that `forward` would take with these arguments here and now, with every reason against a kernel.
 
         Nothing is run. The arguments are as for forward, and what forward refuses is refused here in the same words.
         """
-        return full_plan(self, self._checked(x, hx, lengths, resets, reset_state))
+        return full_plan(self, self._checked(x, hx, lengths, resets, reset_state, return_gates))
 
-    def _as_one_node(self, input: Proxy, hx: Any, **options: Any) -> Any:
+    def _as_one_node(self, input: Proxy, hx: Any, options: dict[str, Any]) -> Any:
         """Stay a single call in a torch.fx graph, which fx grants of itself only to modules under torch.nn."""
         tracer = cast(Tracer, input.tracer)
-        given = {name: value for name, value in options.items() if value is not None}
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), given)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), options)
 
     def _checked(
         self,
@@ -261,6 +270,7 @@ class RecurrentBase(nn.RNNBase):
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
+        return_gates: bool = False,
     ) -> Call:
         """torch.nn's checks in torch.nn's order, then those of the arguments that torch.nn does not have.
 
@@ -273,7 +283,7 @@ class RecurrentBase(nn.RNNBase):
             hx = self.initial_state(x, batch_sizes[0]) if hx is None else self.permute_hidden(hx, sorted_indices)
             self._check_packed(x, hx, batch_sizes)
             refuse_with_packed(lengths=lengths, resets=resets, reset_state=reset_state)
-            return Call(x, hx, True, batch_sizes, sorted_indices, unsorted_indices)
+            return Call(x, hx, True, batch_sizes, sorted_indices, unsorted_indices, return_gates=return_gates)
         if input.dim() not in (2, 3):
             raise ValueError(self._rank_error.format(input.dim()))
         batched = input.dim() == 3
@@ -289,7 +299,7 @@ class RecurrentBase(nn.RNNBase):
             self.check_forward_args(x, hx, None)
         if x.size(1 - self._batch_dim) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        call = Call(x, hx, batched)
+        call = Call(x, hx, batched, return_gates=return_gates)
         if lengths is None and resets is None and reset_state is None:
             return call
         return self._with_boundaries(call, lengths, resets, reset_state)

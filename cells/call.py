@@ -20,6 +20,7 @@ class Call(NamedTuple):
     resets:    [T, B] bool, time-major also where the module is batch_first, any strides; or None. True also past a
                sequence's end, where it means nothing.
     reset_hx:  the state that resets lead to, as hx; may be an expanded view.
+    return_gates:  the user asks for every gate and state as well.
     lengths, resets and reset_hx are on the device of x.
     """
 
@@ -32,6 +33,7 @@ class Call(NamedTuple):
     lengths: Tensor | None = None
     resets: Tensor | None = None
     reset_hx: State | None = None
+    return_gates: bool = False
 
     @property
     def states(self) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Ragged batches and resets on torch's fused op: every segment is a sequence of its own in one packed call.
+"""Ragged batches and resets on torch's fused op: every segment is a sequence of its own in one packed batch.
 
 A segment is a run of steps of one row without a reset inside. Whatever the number of rows and resets, it is a few
 vectorised ops to cut and to put back, and no loop over time or rows.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .fused import run_fused
+from .packed import run_packed
 from .unfused import run_unfused
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Segments(NamedTuple):
     """S segments with N steps in all, the longest first.
 
     source:       [N], for each row of the packed data the index into [T*B] (or [B*T]) steps.
+    mirror:       [N], for each row of the packed data the one that is as far from its segment's other end.
     batch_sizes:  of the packed data, on the CPU.
     row:          [S], the row of the batch.
     starts:       [S] bool, the state that the row starts with is the segment's: not after a reset.
@@ -32,6 +33,7 @@ class Segments(NamedTuple):
     """
 
     source: Tensor
+    mirror: Tensor
     batch_sizes: Tensor
     row: Tensor
     starts: Tensor
@@ -59,9 +61,11 @@ def cut(
     segment_of = begins.cumsum(0) - 1
     offset = torch.arange(len(row_of), device=device) - begin[segment_of]
     batch_sizes = torch.bincount(offset)
-    position = (batch_sizes.cumsum(0) - batch_sizes)[offset] + rank[segment_of]
-    source = torch.empty_like(position)
+    start = batch_sizes.cumsum(0) - batch_sizes
+    position = start[offset] + rank[segment_of]
+    source, mirror = torch.empty_like(position), torch.empty_like(position)
     source[position] = row_of * T + step_of if batch_first else step_of * B + row_of
+    mirror[position] = start[count[segment_of] - 1 - offset] + rank[segment_of]
 
     row, step = row_of[begin], step_of[begin]
     is_first = step == 0
@@ -69,6 +73,7 @@ def cut(
     starts = is_first if resets is None else is_first & ~resets[step, row]
     return Segments(
         source,
+        mirror,
         batch_sizes.cpu(),
         row[order],
         starts[order],
@@ -87,7 +92,8 @@ def run_segments(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tenso
         return run_unfused(module, call)  # the fused op refuses an empty packed batch
     found = cut(T, B, call.lengths, call.resets, module.batch_first, x.device)
     data = x.flatten(0, 1).index_select(0, found.source)
-    packed, segment_finals = run_fused(module, Call(data, _initial(module, call, found), batch_sizes=found.batch_sizes))
+    in_rows = Call(data, _initial(module, call, found), batch_sizes=found.batch_sizes)
+    packed, segment_finals = run_packed(module, in_rows, found.mirror)
     y = packed.new_zeros(T * B, packed.shape[1]).index_copy(0, found.source, packed)
     finals = tuple(
         _finals(module, initial, of_segments, found)

@@ -31,7 +31,7 @@ FUSED_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 
 def needs_unfused(module: RecurrentBase, call: Call) -> bool:
     """Whether torch's fused op cannot do this, or would refuse what it accepts in plain eager mode."""
-    if module.cell not in FUSED_CELLS or has_noise(module):
+    if call.return_gates or module.cell not in FUSED_CELLS or has_noise(module):
         return True
     if call.ragged and sizes_are_symbolic(call):
         return True

@@ -7,7 +7,7 @@ import itertools
 import torch
 
 from ..case import Case
-from ..providers import Holdfast, TorchNN
+from ..providers import Holdfast, TorchNN, Untuned
 from ..session import Entry, Session
 from .tiny import rehearsal
 
@@ -34,7 +34,7 @@ def entries(quick: bool) -> list[Entry]:
     return [
         Entry(
             Case(cell, dtype, H, B, 1024 if H <= 1024 and B <= 128 else 256),
-            (Holdfast(), TorchNN(), *([] if dtype == torch.float16 else [TorchNN(torch.float16)])),
+            (Holdfast(), Untuned(), TorchNN(), *([] if dtype == torch.float16 else [TorchNN(torch.float16)])),
         )
         for (H, B), (cell, dtype) in itertools.product(shapes, CELLS)
     ]

@@ -7,7 +7,7 @@ import torch
 from ..case import Case
 from ..flashrnn import FlashRNN
 from ..loops import CompiledLoop, StepLoop
-from ..providers import Holdfast, Provider, TorchNN
+from ..providers import Holdfast, Provider, TorchNN, Untuned
 from ..session import Entry, Session
 from .tiny import rehearsal
 
@@ -17,7 +17,13 @@ BATCH = (16, 64, 128, 8, 32)
 
 def entries(quick: bool) -> list[Entry]:
     """The shape of the published figures first; there also the loops, which take long."""
-    peers: tuple[Provider, ...] = (Holdfast(), Holdfast("single_cta"), TorchNN(), FlashRNN("cuda_fused"))
+    peers: tuple[Provider, ...] = (
+        Holdfast(),
+        Untuned(),
+        Holdfast("single_cta"),
+        TorchNN(),
+        FlashRNN("cuda_fused"),
+    )
     hidden, batch = (HIDDEN[:2], BATCH[:1]) if quick else (HIDDEN, BATCH)
     shapes = sorted(((H, B) for H in hidden for B in batch), key=lambda s: hidden.index(s[0]) + batch.index(s[1]))
     return [

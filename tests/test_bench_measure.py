@@ -1,0 +1,64 @@
+"""Timing: calls take turns, slow ones take fewer, and quantiles are of what was timed."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+import torch
+
+from holdfast.bench.measure import FEWEST, MOST, Method, measure
+
+CPU = torch.device("cpu")
+
+
+def recorder(log: list[tuple[str, int]], name: str, seconds: float = 0.0):
+    def call(number: int) -> None:
+        log.append((name, number))
+        time.sleep(seconds)
+
+    return call
+
+
+def run(calls, **options):
+    method = Method("wall", options.pop("l2", "rotating"), **options)
+    return measure(calls, method, copies=3, device=CPU)
+
+
+def test_every_repeat_of_every_call_is_there():
+    log: list[tuple[str, int]] = []
+    found = run([recorder(log, "a"), recorder(log, "b")], seconds=0.02, repeats=4)
+    assert [len(of_call) for of_call in found] == [4, 4]
+    assert all(q.p20 <= q.p50 <= q.p80 and FEWEST <= q.samples <= MOST for of_call in found for q in of_call)
+
+
+def test_quantiles_are_microseconds_of_the_call():
+    ((fast,), (slow,)) = run([recorder([], "a", 0.001), recorder([], "b", 0.004)], seconds=0.02, repeats=1)
+    assert 1000 <= fast.p20 <= fast.p80 < 4000 <= slow.p20
+
+
+def test_calls_take_turns_and_begin_in_turns():
+    """Between two calls of one provider there is one of the other, and not always in the same order."""
+    log: list[tuple[str, int]] = []
+    run([recorder(log, "a"), recorder(log, "b")], seconds=60, repeats=1)  # both as often as a call may be timed
+    timed = [name for name, _ in log[6:]]  # three warm-up calls each
+    pairs = list(zip(timed[::2], timed[1::2], strict=True))
+    assert {frozenset(pair) for pair in pairs} == {frozenset("ab")}
+    assert len(set(pairs)) == 2
+
+
+def test_a_slow_call_takes_fewer_turns():
+    log: list[tuple[str, int]] = []
+    ((fast,), (slow,)) = run([recorder(log, "fast", 0.0001), recorder(log, "slow", 0.01)], seconds=0.05, repeats=1)
+    assert slow.samples == FEWEST
+    assert fast.samples > 5 * slow.samples
+
+
+@pytest.mark.parametrize("l2", ["rotating", "warm"])
+def test_inputs_rotate_unless_the_cache_is_warm(l2):
+    log: list[tuple[str, int]] = []
+    run([recorder(log, "a", 0.001)], seconds=0.02, repeats=1, l2=l2)
+    numbers = [number for _, number in log[3:]]
+    assert set(numbers) == ({0, 1, 2} if l2 == "rotating" else {0})
+    assert all(a != b for a, b in itertools.pairwise(numbers)) == (l2 == "rotating")
