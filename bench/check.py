@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,9 +25,15 @@ from ..kernels.cell_spec import CELLS, find_cell
 from ..kernels.config import Config, Exchange
 from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer, run_layer
 from ..kernels.problem import Precision, Problem
+from .plain_layer import PlainLayer
 from .tolerance import Errors, compare_all, relative_error
 
-_TORCH = {"rnn_tanh": torch.nn.RNN, "rnn_relu": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+_TORCH: dict[str, Any] = {
+    "rnn_tanh": torch.nn.RNN,
+    "rnn_relu": torch.nn.RNN,
+    "gru": torch.nn.GRU,
+    "lstm": torch.nn.LSTM,
+}
 
 
 @dataclass(frozen=True)
@@ -120,17 +127,14 @@ class Layer:
                 sign = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
                 parameter.copy_(sign if name.startswith("bias_ih") else torch.zeros(()))
 
-    def _module(self) -> torch.nn.RNNBase:
+    def _module(self) -> torch.nn.Module:
         case = self.case
-        options = {"nonlinearity": "relu"} if case.cell == "rnn_relu" else {}
-        return _TORCH[case.cell](
-            case.input_size,
-            case.hidden_size,
-            bias=case.bias,
-            batch_first=case.batch_first,
-            bidirectional=case.directions == 2,
-            **options,
-        )
+        options: dict[str, Any] = {"bias": case.bias, "batch_first": case.batch_first}
+        options["bidirectional"] = case.directions == 2
+        if case.cell not in _TORCH:
+            return PlainLayer(case.cell, case.input_size, case.hidden_size, **options)
+        options |= {"nonlinearity": "relu"} if case.cell == "rnn_relu" else {}
+        return _TORCH[case.cell](case.input_size, case.hidden_size, **options)
 
     def weights(self, device: torch.device) -> list[LayerWeights]:
         parameters = {name: value.detach().to(device) for name, value in self.module.named_parameters()}
@@ -140,6 +144,7 @@ class Layer:
                 parameters["weight_hh_l0" + suffix],
                 parameters.get("bias_ih_l0" + suffix),
                 parameters.get("bias_hh_l0" + suffix),
+                parameters.get("weight_unit_l0" + suffix),
             )
             for suffix in ("", "_reverse")[: self.case.directions]
         ]
@@ -159,7 +164,7 @@ class Layer:
         return tuple(t.cpu() for t in (y.transpose(0, 1) if case.batch_first else y, *states))
 
     def torch_nn(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """y, h_n (, c_n) from torch.nn on the CPU in `dtype`, from the same numbers."""
+        """y, h_n (, c_n) on the CPU in `dtype`, from the same numbers: by torch.nn, or plainly for its lack."""
         case = self.case
         module = self._module().to(dtype)
         module.load_state_dict(self.module.state_dict())
@@ -176,7 +181,7 @@ class Layer:
         case = self.case
         weights, x = self.weights(device), self.x.to(device)
         initial = [s.to(device) for s in self.hx] if case.initial else None
-        options = {"batch_first": case.batch_first, "reverse": case.reverse}
+        options: dict[str, Any] = {"batch_first": case.batch_first, "reverse": case.reverse}
         y, _, residuals = forward_layer(case.problem, case.config, x, weights, initial, keep=keep, **options)
         dy, *d_final = (t.to(device) for t in self.loss_weights())
         dy = dy.transpose(0, 1) if case.batch_first else dy
@@ -184,7 +189,7 @@ class Layer:
         found = backward_layer(backward, case.config, x, weights, initial, y, residuals, dy, d_final, **options)
         named = {"x": found.x}
         for suffix, of_direction in zip(("", "_reverse"), found.weights, strict=False):
-            names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+            names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_unit_l0")
             named |= {name + suffix: g for name, g in zip(names, of_direction, strict=True) if g is not None}
         if case.initial:
             named |= {f"hx[{index}]": g for index, g in enumerate(found.initial)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,24 +16,45 @@ from .unfused import unroll
 def differentiable_layer(
     x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *options: Any
 ) -> list[Tensor]:
-    """`holdfast::layer` as autograd sees it."""
+    """`holdfast::layer` as autograd sees it. options: its other arguments; extras may be left out."""
+    options, extras = options[:_OPTIONS], Extras(*options[_OPTIONS:])
     states = [state for state in initial if state is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *states)):
-        return list(_Layer.apply(options, len(weights), len(initial), x, *weights, *states))
+    reset_state = list(extras.reset_state or ())
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *states, *reset_state)):
+        counts = (len(weights), len(initial), len(states))
+        return list(_Layer.apply(options, extras, counts, x, *weights, *states, *reset_state))
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.holdfast.layer.default(x, weights, initial, *options)
+        return torch.ops.holdfast.layer.default(x, weights, initial, *options, *extras)
+
+
+class Extras(NamedTuple):
+    """The op's last arguments; see `kernels.extras.Extras`, which would import Triton."""
+
+    lengths: Tensor | None = None
+    starts: Tensor | None = None
+    resets: Tensor | None = None
+    reset_state: Sequence[Tensor] | None = None
+    dropout: Tensor | None = None
+    zoneout: Sequence[Tensor] | None = None
+
+
+_OPTIONS = 6  # cell, directions, batch_first, dtype, precision, keep
 
 
 class _Layer(torch.autograd.Function):
     """Flat, because autograd sees only tensors that are arguments themselves."""
 
     @staticmethod
-    def forward(ctx: Any, options: tuple[Any, ...], n_weights: int, n_states: int, x: Tensor, *rest: Tensor) -> Any:
-        weights, initial = rest[:n_weights], rest[n_weights:]
+    def forward(
+        ctx: Any, options: tuple[Any, ...], extras: Extras, counts: tuple[int, int, int], x: Tensor, *rest: Tensor
+    ) -> Any:
+        n_weights, n_states, n_initial = counts
+        weights, initial, reset_state = _parted(rest, n_weights, n_initial)
         with torch._C._AutoDispatchBelowAutograd():
-            results = torch.ops.holdfast.layer.default(x, weights, initial or (None,) * n_states, *options)
+            seen = extras._replace(reset_state=reset_state or None)
+            results = torch.ops.holdfast.layer.default(x, weights, initial or (None,) * n_states, *options, *seen)
         *ctx.options, ctx.keep = options
-        ctx.n_weights, ctx.n_states, ctx.n_inputs = n_weights, n_states, 1 + len(rest)
+        ctx.extras, ctx.counts, ctx.n_inputs = extras._replace(reset_state=None), counts, 1 + len(rest)
         residuals = results[1 + n_states :]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*residuals)
@@ -45,30 +66,38 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        """Gradients of x, the weights and the initial states.
+        """Gradients of x, the weights, the initial states and the reset state.
 
         Where they are to be differentiated again (create_graph=True), or autograd runs under vmap (is_grads_batched),
         the plain recurrence is run and differentiated in place of the kernel.
         """
         if ctx.keep == "nothing":
             raise RuntimeError('holdfast::layer kept nothing for its backward pass: it was called with keep="nothing"')
+        n_weights, n_states, n_initial = ctx.counts
         saved = ctx.saved_tensors
         x, *rest = saved[: ctx.n_inputs]
         y, *residuals = saved[ctx.n_inputs :]
-        weights, initial = rest[: ctx.n_weights], rest[ctx.n_weights :]
-        dy, *d_final = grads[: 1 + ctx.n_states]
+        weights, initial, reset_state = _parted(rest, n_weights, n_initial)
+        extras = ctx.extras._replace(reset_state=reset_state or None)
+        dy, *d_final = grads[: 1 + n_states]
         # By compiled autograd, with grad mode on, though it cannot differentiate again. Neither the nested gradient of
         # the recurrence nor a context passes Dynamo: it went on without any gradient.
         traced = torch.compiler.is_dynamo_compiling()
         if not traced and (torch.is_grad_enabled() or _under_vmap(grads)):
-            found = _through_recurrence(x, weights, initial, dy, d_final, *ctx.options)
+            found = _through_recurrence(x, weights, initial, extras, dy, d_final, *ctx.options)
             return None, None, None, *found
         needs_dx = ctx.needs_input_grad[3]
         op = torch.ops.holdfast.layer_backward.default
-        gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx)
+        gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx, *extras)
         found = op(*gradients) if traced else ctx.settings.copy().run(op, *gradients)
         dx = found.pop() if needs_dx else None
         return None, None, None, dx, *found
+
+
+def _parted(rest: Sequence[Tensor], n_weights: int, n_initial: int) -> tuple[Sequence[Tensor], ...]:
+    """Weights, initial states and the reset state."""
+    states = n_weights + n_initial
+    return rest[:n_weights], rest[n_weights:states], rest[states:]
 
 
 def _under_vmap(grads: Sequence[Tensor | None]) -> bool:
@@ -82,6 +111,7 @@ def _through_recurrence(
     x: Tensor,
     weights: Sequence[Tensor],
     initial: Sequence[Tensor],
+    extras: Extras,
     dy: Tensor | None,
     d_final: Sequence[Tensor | None],
     cell: str,
@@ -92,20 +122,39 @@ def _through_recurrence(
 ) -> list[Tensor | None]:
     """The gradients as a differentiable function of everything they depend on; None for what needs no gradient."""
     create_graph = torch.is_grad_enabled()
+    reset_state = tuple(extras.reset_state or ())
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         # Aliases, so that the gradient stops at this layer's inputs and the second one goes on through them.
-        inputs = [t.view_as(t) for t in (x, *weights, *initial)]
+        inputs = [t.view_as(t) for t in (x, *weights, *initial, *reset_state)]
         xs, *cast = (t.to(dtype) for t in inputs)
-        xs = xs.transpose(0, 1) if batch_first else xs
+        own, starting, resetting = _parted(cast, len(weights), len(initial))
+        rows = None if extras.starts is None else PackedRows.of(extras.starts, extras.lengths, xs.shape[0])
+        if rows is not None:
+            xs = rows.padded(xs)
+        elif batch_first:
+            xs = xs.transpose(0, 1)
         each = len(weights) // directions
+        hidden = weights[1].shape[1]
+        zones = [z.to(dtype) if rows is None else rows.padded(z.to(dtype)) for z in extras.zoneout or ()]
         outputs = []
         for direction in range(directions):
-            states = [t[direction] for t in cast[len(weights) :]]
-            if not states:
-                states = [xs.new_zeros(xs.shape[1], weights[1].shape[1]) for _ in d_final]
-            own = cast[direction * each : (direction + 1) * each]
-            outputs.append(unroll(cell, xs, own, tuple(states), reverse=direction == 1))
+            states = tuple(t[direction] for t in starting)
+            outputs.append(
+                unroll(
+                    cell,
+                    xs,
+                    own[direction * each : (direction + 1) * each],
+                    states or (xs.new_zeros(xs.shape[1], hidden),) * len(d_final),
+                    reverse=direction == 1,
+                    lengths=extras.lengths,
+                    resets=extras.resets,
+                    reset_states=tuple(t[direction] for t in resetting),
+                    dropout=None if extras.dropout is None else extras.dropout[direction].to(dtype),
+                    zoneout=[z[..., direction * hidden : (direction + 1) * hidden] for z in zones],
+                )
+            )
         y = torch.cat([hs for hs, _ in outputs], -1)
+        y = y if rows is None else rows.packed(y)
         final = [torch.stack(of_one_state) for of_one_state in zip(*(states for _, states in outputs), strict=True)]
         used = [(out, grad) for out, grad in zip((y, *final), (dy, *d_final), strict=True) if grad is not None]
         wanted = [t for t in inputs if t.requires_grad]
@@ -119,3 +168,28 @@ def _through_recurrence(
             )
         )
         return [next(found) if t.requires_grad else None for t in inputs]
+
+
+class PackedRows(NamedTuple):
+    """The time and the row of the batch of every row of a packed sequence."""
+
+    time: Tensor
+    row: Tensor
+    steps: int
+    batch_size: int
+
+    @staticmethod
+    def of(starts: Tensor, lengths: Tensor | None, rows: int) -> PackedRows:
+        assert lengths is not None, "a packed sequence comes with its lengths"
+        index = torch.arange(rows, device=starts.device)
+        time = torch.searchsorted(starts, index, right=True) - 1
+        return PackedRows(time, index - starts[time], starts.shape[0], lengths.shape[0])
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """[rows, n] -> [T, B, n], zeros past each sequence's end."""
+        zeros = rows.new_zeros(self.steps, self.batch_size, rows.shape[-1])
+        return zeros.index_put((self.time, self.row), rows)
+
+    def packed(self, padded: Tensor) -> Tensor:
+        """[T, B, n] -> [rows, n]"""
+        return padded[self.time, self.row]

@@ -18,6 +18,7 @@ from .derivative import differentiable_layer
 
 if TYPE_CHECKING:
     from ..kernels.config import Config
+    from ..kernels.extras import Extras
     from ..kernels.layer import Keep, LayerWeights
 
 
@@ -31,36 +32,48 @@ def layer(
     dtype: torch.dtype,
     precision: str,
     keep: str,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Sequence[Tensor] | None = None,
+    dropout: Tensor | None = None,
+    zoneout: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Run one layer of a recurrent network on a kernel.
 
-    x:        [T, B, I], or [B, T, I] with batch_first; any strides.
-    weights:  w_ih [G*H, I], w_hh [G*H, H] and, or not, b_ih, b_hh [G*H] of each direction in turn (G gates).
+    x:        [T, B, I], or [B, T, I] with batch_first; any strides. Packed: [rows, I].
+    weights:  w_ih [G*H, I], w_hh [G*H, H] and, or not, b_ih, b_hh [G*H], and the cell's own numbers [P, H] where it
+              has any, of each direction in turn (G gates).
     initial:  a tensor [directions, B, H] per state of the cell, h first; a None each for zeros.
-    cell:     name in `kernels.cell_spec.CELLS`.
+    cell:     a name that `kernels.cell_spec.find_cell` knows.
     dtype:    what to compute in: x, weights and initial are cast to it, and all results are of it.
     precision, keep:  see `kernels.problem.Precision` and `kernels.layer.Keep`.
+    lengths, starts, resets, reset_state, dropout, zoneout:  see `kernels.extras.Extras`.
 
-    Returns y [T, B, directions*H], a final state [directions, B, H] per state, then what the backward pass needs
-    besides inputs and y: nothing with keep="nothing", which makes it impossible. Only y and the final states have
-    gradients.
+    Returns y [T, B, directions*H] (packed: [rows, directions*H]), a final state [directions, B, H] per state, then
+    what the backward pass needs besides inputs and y: nothing with keep="nothing", which makes it impossible. Only y
+    and the final states have gradients.
 
     Raises RuntimeError where this device has no kernel for the problem.
     """
+    from ..kernels.extras import Extras
     from ..kernels.layer import forward_layer
 
-    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "forward")
+    extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
+    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "forward", extras)
     y, final, residuals = forward_layer(
         problem,
-        _config(problem, x.device, cast("Keep", keep), x.shape[1 if batch_first else 0]),
+        _config(problem, x.device, cast("Keep", keep), _steps(x, starts, batch_first)),
         x,
         by_direction(weights, directions),
         given(initial),
         batch_first=batch_first,
         keep=cast("Keep", keep),
+        extras=extras,
     )
-    saved = () if residuals.saved is None else (residuals.saved,)
-    return [y, *final, *residuals.kept, *saved]
+    if keep == "nothing":
+        return [y, *final]
+    return [y, *final, *residuals.kept, *(t for t in residuals[1:] if t is not None)]
 
 
 def fake_layer(
@@ -73,20 +86,35 @@ def fake_layer(
     dtype: torch.dtype,
     precision: str,
     keep: str,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Sequence[Tensor] | None = None,
+    dropout: Tensor | None = None,
+    zoneout: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     from ..kernels.cell_spec import find_cell
+    from ..kernels.describe import saved_tiles
+    from ..kernels.extras import Extras
+    from ..kernels.layer import keeps_values
 
-    spec = find_cell(cell)
-    B, T = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
-    hidden = weights[1].shape[1]
+    extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
+    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "forward", extras)
+    spec, rows = find_cell(cell), x.shape[:-1] if starts is not None or not batch_first else (x.shape[1], x.shape[0])
 
     def of_every_step(width: int) -> Tensor:
-        return x.new_empty(T, B, directions * width * hidden, dtype=dtype)
+        return x.new_empty(*rows, directions * width * problem.hidden_size, dtype=dtype)
 
-    final = [x.new_empty(directions, B, hidden, dtype=dtype) for _ in range(spec.states)]
-    kept = [] if keep == "nothing" else [of_every_step(1) for _ in range(spec.states - 1)]
-    saved = [of_every_step(spec.saved)] if keep == "save" and spec.saved else []
-    return [of_every_step(1), *final, *kept, *saved]
+    def of_every_row() -> Tensor:
+        return x.new_empty(directions, problem.batch_size, problem.hidden_size, dtype=dtype)
+
+    results = [of_every_step(1), *(of_every_row() for _ in range(spec.states))]
+    if keep == "nothing":
+        return results
+    widths = [1] * (spec.states - 1)
+    widths += [saved_tiles(problem)] if keeps_values(problem, cast("Keep", keep)) else []
+    widths += [1] * ((spec.inner is not None) + (dropout is not None))
+    return results + [of_every_step(width) for width in widths]
 
 
 def layer_backward(
@@ -103,38 +131,53 @@ def layer_backward(
     dtype: torch.dtype,
     precision: str,
     needs_dx: bool,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Sequence[Tensor] | None = None,
+    dropout: Tensor | None = None,
+    zoneout: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Gradients of `layer`'s tensors from those of its results.
 
-    initial:       as for `layer`, but empty for zeros.
+    initial:       as for `layer`, but empty for zeros. lengths and what follows: as for `layer`.
     y, residuals:  the first and the last results of `layer` with keep="save" or "recompute".
     dy, d_final:   gradients of y and of each final state, any strides; None where nothing used it.
 
-    Returns one gradient each, in its dtype, for weights, for initial, and, with needs_dx, for x.
+    Returns one gradient each, in its dtype, for weights, for initial, for reset_state, and, with needs_dx, for x.
 
     Raises RuntimeError where this device has no kernel for the problem.
     """
     from ..kernels.cell_spec import find_cell
+    from ..kernels.extras import Extras
     from ..kernels.layer import Residuals, backward_layer
 
-    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "backward")
-    kept = find_cell(cell).states - 1
+    extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
+    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "backward", extras)
+    spec, rest = find_cell(cell), list(residuals)
+    sent = rest.pop() if dropout is not None else None
+    inner = rest.pop() if spec.inner is not None else None
+    saved = rest.pop() if len(rest) == spec.states else None
     found = backward_layer(
         problem,
-        _config(problem, x.device, "save" if len(residuals) > kept else "recompute", y.shape[0]),
+        _config(problem, x.device, "recompute" if saved is None else "save", _steps(x, starts, batch_first)),
         x,
         by_direction(weights, directions),
         initial or None,
         y,
-        Residuals(tuple(residuals[:kept]), residuals[kept] if len(residuals) > kept else None),
+        Residuals(tuple(rest), saved, inner, sent),
         dy,
         d_final,
         batch_first=batch_first,
         needs_dx=needs_dx,
+        extras=extras,
     )
     of_weights = [g for w in found.weights for g in w if g is not None]
-    gradients = [*of_weights, *(found.initial if initial else ()), *(() if found.x is None else (found.x,))]
-    return [g.to(t.dtype) for g, t in zip(gradients, (*weights, *initial, x), strict=False)]
+    gradients = [*of_weights, *(found.initial if initial else ()), *found.reset_state]
+    like = (*weights, *initial, *(reset_state or ()))
+    if found.x is not None:
+        gradients, like = [*gradients, found.x], (*like, x)
+    return [g.to(t.dtype) for g, t in zip(gradients, like, strict=True)]
 
 
 def fake_layer_backward(
@@ -151,11 +194,17 @@ def fake_layer_backward(
     dtype: torch.dtype,
     precision: str,
     needs_dx: bool,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Sequence[Tensor] | None = None,
+    dropout: Tensor | None = None,
+    zoneout: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    gradients = [t.new_empty(t.shape) for t in (*weights, *initial)]
+    gradients = [t.new_empty(t.shape) for t in (*weights, *initial, *(reset_state or ()))]
     if needs_dx:
-        dx = x.new_empty(*y.shape[:2], x.shape[2])
-        gradients.append(dx.transpose(0, 1) if batch_first else dx)
+        dx = x.new_empty(*y.shape[:-1], x.shape[-1])
+        gradients.append(dx.transpose(0, 1) if batch_first and starts is None else dx)
     return gradients
 
 
@@ -170,8 +219,14 @@ def by_direction(weights: Sequence[Tensor], directions: int) -> list[LayerWeight
     from ..kernels.layer import LayerWeights
 
     each = len(weights) // directions
-    starts = range(0, len(weights), each)
-    return [LayerWeights(*weights[start : start + each], *(None,) * (4 - each)) for start in starts]
+    found = []
+    for start in range(0, len(weights), each):
+        w_ih, w_hh, *rest = weights[start : start + each]
+        # Biases come in pairs: an odd one is the cell's own numbers.
+        own = rest.pop() if len(rest) % 2 else None
+        b_ih, b_hh = rest or (None, None)
+        found.append(LayerWeights(w_ih, w_hh, b_ih, b_hh, own))
+    return found
 
 
 def _problem(
@@ -183,9 +238,16 @@ def _problem(
     dtype: torch.dtype,
     precision: str,
     phase: Phase,
+    extras: Extras,
 ) -> Problem:
-    batch_size = x.shape[0 if batch_first else 1]
-    return Problem(cell, dtype, weights[1].shape[1], batch_size, directions, cast(Precision, precision), phase)
+    packed = extras.starts is not None
+    batch_size = cast(Tensor, extras.lengths).shape[0] if packed else x.shape[0 if batch_first else 1]
+    hidden_size = weights[1].shape[1]
+    return Problem(cell, dtype, hidden_size, batch_size, directions, cast(Precision, precision), phase, extras.features)
+
+
+def _steps(x: Tensor, starts: Tensor | None, batch_first: bool) -> int:
+    return x.shape[1 if batch_first else 0] if starts is None else starts.shape[0]
 
 
 def _config(problem: Problem, device: torch.device, keep: Keep, length: int) -> Config:
@@ -200,12 +262,25 @@ def _config(problem: Problem, device: torch.device, keep: Keep, length: int) -> 
     return plan.config
 
 
+# infer_schema does not know the type of an optional list, nor a default for a list.
+_EXTRAS = (
+    "Tensor? lengths=None, Tensor? starts=None, Tensor? resets=None, Tensor[]? reset_state=None, "
+    "Tensor? dropout=None, Tensor[]? zoneout=None"
+)
+_COMPUTED = "str cell, SymInt directions, bool batch_first, ScalarType dtype, str precision"
+_SCHEMAS = {
+    "layer": f"(Tensor x, Tensor[] weights, Tensor?[] initial, {_COMPUTED}, str keep, {_EXTRAS}) -> Tensor[]",
+    "layer_backward": (
+        "(Tensor x, Tensor[] weights, Tensor[] initial, Tensor y, Tensor[] residuals, Tensor? dy, Tensor?[] d_final, "
+        f"{_COMPUTED}, bool needs_dx, {_EXTRAS}) -> Tensor[]"
+    ),
+}
+
 # torch.library.custom_op and register_autograd would do the same through Python of their own. It took 150 of the 625
 # microseconds that a CPU core spent on a layer's forward and backward pass, launches left out.
 LIBRARY = torch.library.Library("holdfast", "DEF")
 for op, fake in ((layer, fake_layer), (layer_backward, fake_layer_backward)):
-    schema = torch.library.infer_schema(op, mutates_args=())
-    LIBRARY.define(op.__name__ + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(op.__name__ + _SCHEMAS[op.__name__], tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(op.__name__, op, "CompositeExplicitAutograd")
     torch.library.register_fake(f"holdfast::{op.__name__}", fake, lib=LIBRARY)
 LIBRARY.impl("layer", differentiable_layer, "Autograd")

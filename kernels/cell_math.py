@@ -1,8 +1,8 @@
 """The math of each cell, on tiles that are already loaded: three small functions per cell.
 
-    gates(x, a) -> v                    the gate values, from the input's and the state's preactivations
-    update(v, state) -> state           the new state
-    gradients(d, v, before, after) -> dx, da, d
+    gates(x, a, state, p) -> v          the gate values, from the input's and the state's preactivations
+    update(v, state, p) -> state        the new state
+    gradients(d, v, before, after, p) -> dx, da, d, dp
                                         the step backwards
 
 x:       tuple of G gate tiles, W_ih x_t + b_ih.
@@ -10,12 +10,22 @@ a:       tuple of G gate tiles, W_hh h_{t-1} + b_hh. Apart from x because torch'
          of the candidate by the reset gate.
 v:       tuple of tiles that `update` and `gradients` need; what a training run saves or recomputes.
 state:   tuple of state tiles, h first; before and after a step.
+p:       tuple of columns [units, 1], the cell's own numbers per unit; empty for most.
 d:       tuple of gradients of the loss, one per state: in, of the state after the step; out, of the state
          before it, without the part of h that went through W_hh (the time loop adds W_hh^T da).
 dx, da:  tuples of G tiles, gradients of x and a.
+dp:      tuple of tiles, gradients of p row by row; the time loop sums them.
 
 All tiles are float32 [units, batch]. Gate order and formulas are torch's (documentation of torch.nn.RNN,
-GRU and LSTM).
+GRU and LSTM). A cell whose spec names activations gets both names behind these arguments.
+
+A cell with two products in a step multiplies W_hh with h and then with a tile of its own making, for its
+last gates (`CellSpec.outer_gates` counts the first ones). It has three more functions:
+
+    inner(x, a, state, p) -> q          the other tile, once a's outer gates are there
+    outer_gradients(d, v, before, after, p) -> da
+                                        gradients of the inner gates; q's gradient is W_hh^T of them
+    gradients(d, dq, v, before, after, p) -> dx, da, d, dp
 """
 
 from __future__ import annotations
@@ -23,105 +33,132 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+from .activations import activate, gradient
 
 
 @triton.jit
-def tanh(x):
-    # An overflow of exp gives 1 - 2 / inf = 1: no finite x (FlashRNN's form turns into inf / inf below -44)
-    # gives NaN; NaN and the infinities behave as torch's.
-    r = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * tl.abs(x)))
-    # The difference cancels where x is small: Cephes' tanhf polynomial there keeps the relative error near one ulp.
-    z = x * x
-    p = (((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z
-    p = (p - 3.33332819422e-1) * z * x + x
-    return tl.where(tl.abs(x) < 0.625, p, tl.where(x < 0, -r, r))
-
-
-@triton.jit
-def relu(x):
-    # Not tl.maximum, which drops a NaN that torch.relu keeps.
-    return tl.where(x < 0, 0.0, x)
-
-
-@triton.jit
-def rnn_gates(x, a):
+def rnn_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """h before its nonlinearity."""
     return (x[0] + a[0],)
 
 
 @triton.jit
-def rnn_tanh_update(v, state):
-    """h = tanh(v)"""
-    return (tanh(v[0]),)
+def rnn_update(v, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """h = tanh(v) or relu(v)"""
+    return (activate(v[0], ACTIVATION),)
 
 
 @triton.jit
-def rnn_tanh_gradients(d, v, before, after):
-    dv = (d[0] * (1.0 - after[0] * after[0]),)
-    return dv, dv, (tl.zeros_like(d[0]),)
+def rnn_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    dv = (gradient(d[0], after[0], ACTIVATION),)
+    return dv, dv, (tl.zeros_like(d[0]),), ()
 
 
 @triton.jit
-def rnn_relu_update(v, state):
-    """h = relu(v)"""
-    return (relu(v[0]),)
-
-
-@triton.jit
-def rnn_relu_gradients(d, v, before, after):
-    dv = (tl.where(after[0] > 0, d[0], 0.0),)
-    return dv, dv, (tl.zeros_like(d[0]),)
-
-
-@triton.jit
-def gru_gates(x, a):
+def gru_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """r = sigmoid(x_r + a_r), z = sigmoid(x_z + a_z), n = tanh(x_n + r * a_n), and a_n itself"""
-    r = sigmoid(x[0] + a[0])
-    z = sigmoid(x[1] + a[1])
-    n = tanh(x[2] + r * a[2])
+    r = activate(x[0] + a[0], RECURRENT)
+    z = activate(x[1] + a[1], RECURRENT)
+    n = activate(x[2] + r * a[2], ACTIVATION)
     return r, z, n, a[2]
 
 
 @triton.jit
-def gru_update(v, state):
+def gru_update(v, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """h = n + z * (h - n)"""
     return (v[2] + v[1] * (state[0] - v[2]),)
 
 
 @triton.jit
-def gru_gradients(d, v, before, after):
+def gru_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     r, z, n, a_n = v
-    dz = d[0] * (before[0] - n) * z * (1.0 - z)
-    dn = d[0] * (1.0 - z) * (1.0 - n * n)
-    dr = dn * a_n * r * (1.0 - r)
-    return (dr, dz, dn), (dr, dz, dn * r), (d[0] * z,)
+    dz = gradient(d[0] * (before[0] - n), z, RECURRENT)
+    dn = gradient(d[0] * (1.0 - z), n, ACTIVATION)
+    dr = gradient(dn * a_n, r, RECURRENT)
+    return (dr, dz, dn), (dr, dz, dn * r), (d[0] * z,), ()
 
 
 @triton.jit
-def lstm_gates(x, a):
+def gru_reset_before_inner(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """r * h: the formula of 2014 (Cho et al.) resets the state before its product with W_hn."""
+    return activate(x[0] + a[0], RECURRENT) * state[0]
+
+
+@triton.jit
+def gru_reset_before_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """r = sigmoid(x_r + a_r), z = sigmoid(x_z + a_z), n = tanh(x_n + a_n) with a_n = W_hn (r * h) + b_hn"""
+    return (
+        activate(x[0] + a[0], RECURRENT),
+        activate(x[1] + a[1], RECURRENT),
+        activate(x[2] + a[2], ACTIVATION),
+    )
+
+
+@triton.jit
+def gru_reset_before_outer_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    return (gradient(d[0] * (1.0 - v[1]), v[2], ACTIVATION),)
+
+
+@triton.jit
+def gru_reset_before_gradients(d, dq, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    r, z, n = v
+    dz = gradient(d[0] * (before[0] - n), z, RECURRENT)
+    dn = gradient(d[0] * (1.0 - z), n, ACTIVATION)
+    dr = gradient(dq * before[0], r, RECURRENT)
+    da = (dr, dz, dn)
+    return da, da, (d[0] * z + dq * r,), ()
+
+
+@triton.jit
+def lstm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """i, f, o = sigmoid(.), g = tanh(.)"""
-    return sigmoid(x[0] + a[0]), sigmoid(x[1] + a[1]), tanh(x[2] + a[2]), sigmoid(x[3] + a[3])
+    return (
+        activate(x[0] + a[0], RECURRENT),
+        activate(x[1] + a[1], RECURRENT),
+        activate(x[2] + a[2], ACTIVATION),
+        activate(x[3] + a[3], RECURRENT),
+    )
 
 
 @triton.jit
-def lstm_update(v, state):
+def lstm_update(v, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """c = f * c + i * g, h = o * tanh(c)"""
     c = v[1] * state[1] + v[0] * v[2]
-    return v[3] * tanh(c), c
+    return v[3] * activate(c, ACTIVATION), c
 
 
 @triton.jit
-def lstm_gradients(d, v, before, after):
+def lstm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     i, f, g, o = v
-    tanh_c = tanh(after[1])
-    do = d[0] * tanh_c * o * (1.0 - o)
-    dc = d[1] + d[0] * o * (1.0 - tanh_c * tanh_c)
-    di = dc * g * i * (1.0 - i)
-    df = dc * before[1] * f * (1.0 - f)
-    dg = dc * i * (1.0 - g * g)
-    dv = (di, df, dg, do)
-    return dv, dv, (tl.zeros_like(dc), dc * f)
+    s = activate(after[1], ACTIVATION)
+    do = gradient(d[0] * s, o, RECURRENT)
+    dc = d[1] + gradient(d[0] * o, s, ACTIVATION)
+    dv = (
+        gradient(dc * g, i, RECURRENT),
+        gradient(dc * before[1], f, RECURRENT),
+        gradient(dc * i, g, ACTIVATION),
+        do,
+    )
+    return dv, dv, (tl.zeros_like(dc), dc * f), ()
+
+
+@triton.jit
+def lstm_peephole_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """i and f also see p_i * c_{t-1} and p_f * c_{t-1}, o sees p_o * c_t (Gers et al. 2002)."""
+    i = activate(x[0] + a[0] + p[0] * state[1], RECURRENT)
+    f = activate(x[1] + a[1] + p[1] * state[1], RECURRENT)
+    g = activate(x[2] + a[2], ACTIVATION)
+    o = activate(x[3] + a[3] + p[2] * (f * state[1] + i * g), RECURRENT)
+    return i, f, g, o
+
+
+@triton.jit
+def lstm_peephole_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    i, f, g, o = v
+    s = activate(after[1], ACTIVATION)
+    do = gradient(d[0] * s, o, RECURRENT)
+    dc = d[1] + gradient(d[0] * o, s, ACTIVATION) + do * p[2]
+    di = gradient(dc * g, i, RECURRENT)
+    df = gradient(dc * before[1], f, RECURRENT)
+    dv = (di, df, gradient(dc * i, g, ACTIVATION), do)
+    return dv, dv, (tl.zeros_like(dc), dc * f + di * p[0] + df * p[1]), (di * before[1], df * before[1], do * after[1])

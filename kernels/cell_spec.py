@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import triton
 
@@ -16,19 +17,32 @@ class CellSpec:
     name:            key in `CELLS`.
     gates:           rows of W_hh are gates * hidden_size, stacked gate by gate in torch's order.
     states:          tiles carried from step to step; the first is h, the only one that other units read.
-    saved:           tiles of v that the step backwards needs; 0 where the states alone will do.
+    values:          tiles of v.
+    saved:           tiles of v that the step backwards needs: all, or 0 where the states alone will do.
     split_gradient:  whether x and a have different gradients.
     gates_of, update, gradients:  the jitted functions (see `cell_math`), injected into the time loops.
+    parameters:      rows of numbers per unit that the cell has besides its matrices and biases.
+    activation, recurrent_activation:  names in `activations`, handed to the functions; "" for functions without.
+    inner, outer_gradients, outer_gates:  of a cell with two products in a step (see `cell_math`).
+    gate_names:      names of the first tiles of v, for those who look at gates.
     """
 
     name: str
     gates: int
     states: int
+    values: int
     saved: int
     split_gradient: bool
     gates_of: triton.JITFunction
     update: triton.JITFunction
     gradients: triton.JITFunction
+    parameters: int = 0
+    activation: str = ""
+    recurrent_activation: str = ""
+    inner: triton.JITFunction | None = None
+    outer_gradients: triton.JITFunction | None = None
+    outer_gates: int = 0
+    gate_names: tuple[str, ...] = ()
 
     @property
     def padded_gates(self) -> int:
@@ -36,53 +50,89 @@ class CellSpec:
         return triton.next_power_of_2(self.gates)
 
 
+_RNN = CellSpec(
+    "rnn_tanh",
+    gates=1,
+    states=1,
+    values=1,
+    saved=0,
+    split_gradient=False,
+    gates_of=cell_math.rnn_gates,
+    update=cell_math.rnn_update,
+    gradients=cell_math.rnn_gradients,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+)
+_GRU = CellSpec(
+    "gru",
+    gates=3,
+    states=1,
+    values=4,
+    saved=4,
+    split_gradient=True,
+    gates_of=cell_math.gru_gates,
+    update=cell_math.gru_update,
+    gradients=cell_math.gru_gradients,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    gate_names=("r", "z", "n"),
+)
+_LSTM = CellSpec(
+    "lstm",
+    gates=4,
+    states=2,
+    values=4,
+    saved=4,
+    split_gradient=False,
+    gates_of=cell_math.lstm_gates,
+    update=cell_math.lstm_update,
+    gradients=cell_math.lstm_gradients,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    gate_names=("i", "f", "g", "o"),
+)
+
 CELLS: dict[str, CellSpec] = {
     spec.name: spec
     for spec in (
-        CellSpec(
-            "rnn_tanh",
-            gates=1,
-            states=1,
-            saved=0,
+        _RNN,
+        replace(_RNN, name="rnn_relu", activation="relu"),
+        _GRU,
+        replace(
+            _GRU,
+            name="gru_reset_before",
+            values=3,
+            saved=3,
             split_gradient=False,
-            gates_of=cell_math.rnn_gates,
-            update=cell_math.rnn_tanh_update,
-            gradients=cell_math.rnn_tanh_gradients,
+            gates_of=cell_math.gru_reset_before_gates,
+            gradients=cell_math.gru_reset_before_gradients,
+            inner=cell_math.gru_reset_before_inner,
+            outer_gradients=cell_math.gru_reset_before_outer_gradients,
+            outer_gates=2,
         ),
-        CellSpec(
-            "rnn_relu",
-            gates=1,
-            states=1,
-            saved=0,
-            split_gradient=False,
-            gates_of=cell_math.rnn_gates,
-            update=cell_math.rnn_relu_update,
-            gradients=cell_math.rnn_relu_gradients,
-        ),
-        CellSpec(
-            "gru",
-            gates=3,
-            states=1,
-            saved=4,
-            split_gradient=True,
-            gates_of=cell_math.gru_gates,
-            update=cell_math.gru_update,
-            gradients=cell_math.gru_gradients,
-        ),
-        CellSpec(
-            "lstm",
-            gates=4,
-            states=2,
-            saved=4,
-            split_gradient=False,
-            gates_of=cell_math.lstm_gates,
-            update=cell_math.lstm_update,
-            gradients=cell_math.lstm_gradients,
+        _LSTM,
+        replace(
+            _LSTM,
+            name="lstm_peephole",
+            gates_of=cell_math.lstm_peephole_gates,
+            gradients=cell_math.lstm_peephole_gradients,
+            parameters=3,
         ),
     )
 }
 
+_WITH_ACTIVATIONS = re.compile(r"(\w+)\((\w+),(\w+)\)")
+
 
 def find_cell(name: str) -> CellSpec:
-    """The cell of this name. KeyError where there is none."""
-    return CELLS[name]
+    """The cell of this name, or for "lstm(relu,hard_sigmoid)" the cell with other activations.
+
+    Raises KeyError where there is none.
+    """
+    spec = CELLS.get(name)
+    if spec is None:
+        match = _WITH_ACTIVATIONS.fullmatch(name)
+        if match is None or not CELLS[match[1]].activation:
+            raise KeyError(name)
+        spec = replace(CELLS[match[1]], name=name, activation=match[2], recurrent_activation=match[3])
+    return spec

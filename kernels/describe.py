@@ -46,10 +46,16 @@ def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any
         "GATES_OF": cell.gates_of,
         "UPDATE": cell.update,
         "GRADIENTS": cell.gradients,
+        "INNER": cell.inner,
+        "OUTER_GRADIENTS": cell.outer_gradients,
+        "OUTER_GATES": cell.outer_gates,
+        "ACTIVATION": cell.activation,
+        "RECURRENT": cell.recurrent_activation,
+        "PARAMETERS": cell.parameters,
         "GATES": cell.gates,
         "PADDED_GATES": cell.padded_gates,
         "STATES": cell.states,
-        "SAVED": cell.saved,
+        "SAVED": saved_tiles(problem),
         "HIDDEN": problem.hidden_size,
         "DIRECTIONS": problem.directions,
         "PRECISION": dot_precision(problem, platform),
@@ -59,6 +65,12 @@ def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any
         "BLOCK_K": config.BLOCK_K,
     }
     return {name: values[name] for name in kernel_of(problem, config).arg_names if name in values}
+
+
+def saved_tiles(problem: Problem) -> int:
+    """Tiles of v that the loop backwards needs: zoneout's takes the new state as it was before."""
+    cell = find_cell(problem.cell)
+    return cell.values if "zoneout" in problem.features else cell.saved
 
 
 def backend_options(platform: str) -> dict[str, Any]:
@@ -127,25 +139,43 @@ def describe(
     states = (pointer,) * cell.states
     per_direction = (pointer,) * problem.directions
     types: dict[str, Any] = {
-        **dict.fromkeys(("gx_ptr", "ga_ptr", "y_ptr", "dy_ptr", "da_ptr", "dx_ptr", "saved_ptr"), pointer),
-        **dict.fromkeys(("initial", "final", "d_initial", "d_final"), states),
-        **dict.fromkeys(("w_hh", "b_hh"), per_direction),
+        **dict.fromkeys(("gx_ptr", "ga_ptr", "y_ptr", "dy_ptr", "da_ptr", "dx_ptr", "saved_ptr", "inner_ptr"), pointer),
+        **dict.fromkeys(("dropout_ptr", "sent_ptr", "sent_initial_ptr", "sent_reset_ptr"), pointer),
+        **dict.fromkeys(("initial", "final", "d_initial", "d_final", "reset_state", "d_reset", "zones"), states),
+        **dict.fromkeys(("w_hh", "b_hh", "parameters"), per_direction),
         **dict.fromkeys(("stride_gxt", "stride_gxb", "stride_dyt", "stride_dyb"), "i32"),
-        **dict.fromkeys(("arrivals_ptr", "status_ptr"), "*i32"),
+        **dict.fromkeys(("stride_zone_row", "stride_zone_unit"), "i32"),
+        **dict.fromkeys(("arrivals_ptr", "status_ptr", "lengths_ptr"), "*i32"),
         **dict.fromkeys(_RUNTIME_SCALARS, "i32"),
-        "stride_gxd": "i64",
+        **dict.fromkeys(("stride_gxd", "stride_gad"), "i64"),
+        "starts_ptr": "*i64",
+        "resets_ptr": "*u8",
+        "d_parameters_ptr": "*fp32",
         "kept": states[1:],
     }
     backward = problem.phase == "backward"
-    recomputes = backward and cell.saved > 0 and not saves
+    saved = saved_tiles(problem)
+    saves = saves or cell.inner is not None
+    recomputes = backward and saved > 0 and not saves
+    has = set(problem.features)
+    resets_to_state = {"resets", "reset_state"} <= has
     absent = {
         "b_hh": not has_bias,
         "initial": not has_initial,
         "arrivals_ptr": config.exchange != "barrier",
         "kept": cell.states == 1 or not (saves or backward),
-        "saved_ptr": cell.saved == 0 or not saves,
+        "saved_ptr": saved == 0 or not saves,
+        "inner_ptr": cell.inner is None,
         "dx_ptr": not cell.split_gradient,
+        **dict.fromkeys(("parameters", "d_parameters_ptr"), cell.parameters == 0),
         **dict.fromkeys(("gx_ptr", "ga_ptr"), backward and not recomputes),
+        "lengths_ptr": not has & {"lengths", "packed"},
+        "starts_ptr": "packed" not in has,
+        "resets_ptr": "resets" not in has,
+        **dict.fromkeys(("reset_state", "d_reset", "sent_reset_ptr"), not resets_to_state),
+        **dict.fromkeys(("dropout_ptr", "sent_ptr"), "recurrent_dropout" not in has),
+        "sent_initial_ptr": "recurrent_dropout" not in has or not has_initial,
+        "zones": "zoneout" not in has,
     }
     values = constexprs(problem, config, limits.arch[0])
     values |= {name: None for name, is_absent in absent.items() if is_absent and name in fn.arg_names}

@@ -51,7 +51,11 @@ def _read_chunk(base, row_offsets, row_ok, chunk: tl.constexpr, HIDDEN: tl.const
     """One chunk of all rows, [ROWS, BLOCK_K], straight from L2."""
     k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
     mask = row_ok[:, None] & (k < HIDDEN)[None, :]
-    return tl.load(base + row_offsets[:, None] + k[None, :], mask=mask, other=0.0, volatile=True)
+    if len(base.shape) == 0:
+        pointers = base + row_offsets[:, None] + k[None, :]
+    else:
+        pointers = (base + row_offsets)[:, None] + k[None, :]
+    return tl.load(pointers, mask=mask, other=0.0, volatile=True)
 
 
 @triton.jit
@@ -77,7 +81,7 @@ def _unwritten(tiles, CHUNKS: tl.constexpr):
 @triton.jit
 def gather_product(
     weights,  # resident chunks of W_hh: [.., BLOCK_H, BLOCK_K] each
-    base,  # what the team has published of one step for this batch tile
+    base,  # what the team has published of one step for this batch tile: a pointer, or one for each row
     row_offsets,  # [GATES_IN_BATCH * BLOCK_B], each row HIDDEN elements wide
     row_ok,  # [GATES_IN_BATCH * BLOCK_B]
     must_wait,  # False at the first step: h_0 is the caller's and may hold any bit pattern

@@ -173,6 +173,7 @@ class _Builder(base.InterpreterBuilder):
         live = np.broadcast_to(mask.data, shape).astype(bool)
         if not live.any():
             return
+        scheduler.after_own_store()
         self._check_bounds(ptrs.data[live])
         self._claim(ptrs.data[live], np.broadcast_to(value.data, shape)[live])
         early = np.array([scheduler.random.random() < 0.5 for _ in range(live.size)]).reshape(shape)

@@ -6,48 +6,47 @@ GEMMs and sums over all steps for the weights and the input; no atomics, so the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from .cell_spec import find_cell
 from .config import Config
-from .exchange import SENTINEL
+from .describe import saved_tiles
+from .extras import Extras, as_steps_of_y, fill_channel, is_one_number, without_sentinel
+from .gemm import History, LayerWeights, gradients_of_weights, project_input, project_state
 from .launch import launch
-from .problem import Precision, Problem
+from .problem import Problem
 
 Keep = Literal["nothing", "save", "recompute"]
 """What a forward pass keeps for the backward pass: nothing; the gate values of every step ("save");
 or only what cannot be had again by one GEMM, an LSTM's cell states ("recompute")."""
 
-_INTEGER = {2: torch.int16, 4: torch.int32}
-
-
-class LayerWeights(NamedTuple):
-    """One direction's parameters (or their gradients), in torch's layout; G gates, input size I, hidden size H."""
-
-    w_ih: torch.Tensor  # [G * H, I]
-    w_hh: torch.Tensor  # [G * H, H]
-    b_ih: torch.Tensor | None  # [G * H]
-    b_hh: torch.Tensor | None  # [G * H]
+PLAIN = Extras()
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs besides inputs and outputs."""
+    """What the backward pass needs besides inputs and outputs; all laid out as y."""
 
     kept: tuple[torch.Tensor, ...]
-    """The later states of every step, [T, B, D * H] each: c for an LSTM."""
+    """The later states of every step, H wide for each direction: c for an LSTM."""
 
     saved: torch.Tensor | None
-    """v of every step, [T, B, D * SAVED * H]; None where it is worked out again."""
+    """v of every step, SAVED * H wide for each direction; None where it is worked out again."""
+
+    inner: torch.Tensor | None = None
+    """What the second product of a step multiplied; None for a cell with one product."""
+
+    sent: torch.Tensor | None = None
+    """h times the dropout factors; None without them."""
 
 
 class Gradients(NamedTuple):
     x: torch.Tensor | None
     weights: list[LayerWeights]
     initial: tuple[torch.Tensor, ...]
+    reset_state: tuple[torch.Tensor, ...] = ()
 
 
 def run_layer(
@@ -59,9 +58,11 @@ def run_layer(
     *,
     batch_first: bool = False,
     reverse: bool = False,
+    extras: Extras = PLAIN,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """`forward_layer` for inference: y and the final states."""
-    y, final, _ = forward_layer(problem, config, x, weights, initial, batch_first=batch_first, reverse=reverse)
+    options: dict[str, Any] = {"batch_first": batch_first, "reverse": reverse, "extras": extras}
+    y, final, _ = forward_layer(problem, config, x, weights, initial, **options)
     return y, final
 
 
@@ -75,51 +76,73 @@ def forward_layer(
     batch_first: bool = False,
     reverse: bool = False,
     keep: Keep = "nothing",
+    extras: Extras = PLAIN,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals]:
     """One layer over a whole sequence.
 
-    x:        [T, B, I], or [B, T, I] with batch_first; any strides.
+    x:        [T, B, I], or [B, T, I] with batch_first; any strides. Packed (`extras.starts`): [rows, I].
     weights:  one per direction.
     initial:  one tensor [D, B, H] per state of the cell, h first; None for zeros.
     reverse:  a single direction walks from T - 1 to 0. With two, the second always does.
+    extras:   lengths, resets and what else the loop does; `problem.features` must name the same.
 
-    Returns y [T, B, D * H], contiguous, one final state [D, B, H] per state, and what the backward
-    pass needs; all in `problem.dtype`, to which x, weights and initial states are cast.
+    Returns y [T, B, D * H] (packed: [rows, D * H]), contiguous, one final state [D, B, H] per state, and what the
+    backward pass needs; all in `problem.dtype`, to which x, weights and initial states are cast.
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
+    extras = extras.cast(problem.dtype)
     gx = project_input(problem, x, weights, batch_first=batch_first)
     cell = find_cell(problem.cell)
-    directions, T, B, _ = gx.shape
-    hidden = problem.hidden_size
-    y = gx.new_empty(T, B, directions * hidden)
-    final = tuple(gx.new_empty(directions, B, hidden) for _ in range(cell.states))
+    directions, hidden = len(weights), problem.hidden_size
+    steps, batch_size = _extent(gx, extras)
+    width = directions * hidden
+    y = gx.new_empty(*gx.shape[1:-1], width)
+    final = tuple(gx.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
     kept = () if keep == "nothing" else tuple(torch.empty_like(y) for _ in range(cell.states - 1))
-    saved = y.new_empty(T, B, directions * cell.saved * hidden) if keep == "save" and cell.saved else None
-    if B == 0:
-        return y, final, Residuals(kept, saved)
-    if T > 1:  # in a single step nobody reads what the team publishes
-        _prepare_channel(config, y)
+    residuals = Residuals(
+        kept,
+        _saved(problem, y, width) if keeps_values(problem, keep) else None,
+        torch.empty_like(y)
+        if cell.inner is not None and (keep != "nothing" or config.regime == "cooperative")
+        else None,
+        torch.empty_like(y)
+        if extras.dropout is not None and (keep != "nothing" or config.regime == "cooperative")
+        else None,
+    )
+    if batch_size == 0:
+        return y, final, residuals
+    channels = [y if residuals.sent is None else residuals.sent]
+    channels += [] if residuals.inner is None else [residuals.inner]
+    # In a single step of one product nobody reads what the team publishes.
+    waits = config.regime == "cooperative" and config.exchange == "dataflow" and (steps > 1 or cell.inner is not None)
+    for tensor in (y, *kept, residuals.inner, residuals.sent):
+        if tensor is not None:
+            fill_channel(tensor, extras, sentinel=waits and any(tensor is channel for channel in channels))
     biases = [w.b_hh for w in weights if w.b_hh is not None]
+    sent_initial, sent_reset = _sent_states(initial, extras)
     tensors = {
-        "gx_ptr": gx,
-        "stride_gxd": gx.stride(0),
-        "stride_gxt": gx.stride(1),
-        "stride_gxb": gx.stride(2),
+        **_strided("gx", gx, extras),
         "w_hh": tuple(w.w_hh.contiguous() for w in weights),
         "b_hh": tuple(b.contiguous() for b in biases) or None,
-        "initial": _as_steps_of_y(initial),
+        "parameters": _parameters(weights),
+        "initial": as_steps_of_y(initial),
         "final": final,
         "y_ptr": y,
         "kept": kept or None,
-        "saved_ptr": saved,
-        "T": T,
-        "B": B,
+        "saved_ptr": residuals.saved,
+        "inner_ptr": residuals.inner,
+        "sent_ptr": residuals.sent,
+        "sent_initial_ptr": sent_initial,
+        "sent_reset_ptr": sent_reset,
+        **_extra_arguments(extras, width),
+        "T": steps,
+        "B": batch_size,
         "reverse_bits": _reverse_bits(directions, reverse),
     }
     launch(problem, config, gx.device, tensors)
-    return y, final, Residuals(kept, saved)
+    return y, final, residuals
 
 
 def backward_layer(
@@ -136,203 +159,160 @@ def backward_layer(
     batch_first: bool = False,
     reverse: bool = False,
     needs_dx: bool = True,
+    extras: Extras = PLAIN,
 ) -> Gradients:
-    """Gradients of `forward_layer`'s x, weights and initial states, from those of y and the final states.
+    """Gradients of `forward_layer`'s x, weights, initial and reset states, from those of y and the final states.
 
     y, residuals:  what `forward_layer` returned with keep="save" or "recompute".
-    dy:            [T, B, D * H], any strides, or None where nothing used y.
+    dy:            as y, any strides, or None where nothing used y.
     d_final:       one [D, B, H] per state, or None for each that nothing used.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
+    extras = extras.cast(problem.dtype)
     cell = find_cell(problem.cell)
-    T, B, width = y.shape
-    hidden = problem.hidden_size
-    directions = width // hidden
-    gradients = [t for t in d_final if t is not None]
-    d_initial = tuple(y.new_empty(directions, B, hidden) for _ in range(cell.states))
-    da = y.new_empty(T, B, directions * cell.gates * hidden)
+    directions, hidden = len(weights), problem.hidden_size
+    width = directions * hidden
+    steps, batch_size = _extent(y[None], extras)
+    d_initial = tuple(y.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
+    d_reset = None if extras.reset_state is None else tuple(torch.empty_like(state) for state in d_initial)
+    da = y.new_empty(*y.shape[:-1], cell.gates * width)
     dx = torch.empty_like(da) if cell.split_gradient else None
-    if B == 0:
+    d_parameters = None
+    if cell.parameters:
+        tiles = (batch_size + config.BLOCK_B - 1) // config.BLOCK_B
+        d_parameters = y.new_empty(tiles, directions, cell.parameters, hidden, dtype=torch.float32)
+    history = History(y if residuals.sent is None else residuals.sent, residuals.inner, initial, extras, reverse)
+    if batch_size == 0:
         da.zero_()
     else:
         gx = ga = None
-        if residuals.saved is None and cell.saved:
+        if residuals.saved is None and saved_tiles(problem):
             gx = project_input(problem, x, weights, batch_first=batch_first)
-            ga = _project_state(problem, y, weights, initial, reverse=reverse)
+            ga = project_state(problem, weights, history)
         if dy is not None:
             dy = dy.to(problem.dtype)
-            dy = dy if dy.stride(2) == 1 else dy.contiguous()
-        _prepare_channel(config, da)
+            dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+        waits = config.regime == "cooperative" and config.exchange == "dataflow"
+        fill_channel(da, extras, sentinel=waits)
+        if dx is not None:
+            fill_channel(dx, extras, sentinel=False)
         tensors = {
-            "dy_ptr": dy,
-            "stride_dyt": 0 if dy is None else dy.stride(0),
-            "stride_dyb": 0 if dy is None else dy.stride(1),
-            "d_final": None
-            if not gradients
-            else tuple(
-                torch.zeros_like(s) if t is None else t.to(problem.dtype).contiguous()
-                for t, s in zip(d_final, d_initial, strict=True)
-            ),
+            **_strided("dy", dy, extras),
+            "d_final": _given_or_zeros(d_final, d_initial),
             "d_initial": d_initial,
+            "d_reset": d_reset,
+            "d_parameters_ptr": d_parameters,
             "w_hh": tuple(w.w_hh.contiguous() for w in weights),
-            "initial": _as_steps_of_y(initial),
+            "parameters": _parameters(weights),
+            "initial": as_steps_of_y(initial),
             "y_ptr": y,
             "kept": residuals.kept or None,
             "saved_ptr": residuals.saved,
-            "gx_ptr": gx,
+            **_strided("gx", gx, extras),
             "stride_gxd": 0 if gx is None else gx.stride(0),
-            "stride_gxt": 0 if gx is None else gx.stride(1),
-            "stride_gxb": 0 if gx is None else gx.stride(2),
             "ga_ptr": ga,
+            "stride_gad": 0 if ga is None else ga.stride(0),
             "da_ptr": da,
             "dx_ptr": dx,
-            "T": T,
-            "B": B,
+            **_extra_arguments(extras, width),
+            "T": steps,
+            "B": batch_size,
             "reverse_bits": _reverse_bits(directions, reverse),
         }
         launch(problem, config, y.device, tensors)
-    return _after_the_loop(
-        problem, x, weights, initial, y, da, da if dx is None else dx, d_initial, batch_first, reverse, needs_dx
+    grad_x, of_weights = gradients_of_weights(
+        problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, needs_dx=needs_dx
     )
+    if d_parameters is not None:
+        summed = (own.sum(0).to(problem.dtype) for own in d_parameters.unbind(1))
+        of_weights = [w._replace(parameters=own) for w, own in zip(of_weights, summed, strict=True)]
+    return Gradients(grad_x, of_weights, d_initial, d_reset or ())
 
 
-def project_input(
-    problem: Problem, x: torch.Tensor, weights: Sequence[LayerWeights], *, batch_first: bool
-) -> torch.Tensor:
-    """W_ih x + b_ih of every step and direction, [D, T, B, G * H] by strides: one GEMM a direction, no copy of x."""
-    if not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
-        x, batch_first = x.transpose(0, 1), not batch_first
-    rows = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
-    gx = x.new_empty(len(weights), *x.shape[:2], weights[0].w_ih.shape[0])
-    with _gemm(problem, x.device):
-        for out, w in zip(gx.flatten(1, 2), weights, strict=True):
-            _linear(rows, w.w_ih, w.b_ih, out)
-    return gx.transpose(1, 2) if batch_first else gx
+def keeps_values(problem: Problem, keep: Keep) -> bool:
+    """Whether v of every step is kept. A cell with two products always keeps it: its second product multiplies
+    something that no single GEMM brings back."""
+    if not saved_tiles(problem) or keep == "nothing":
+        return False
+    return keep == "save" or find_cell(problem.cell).inner is not None
 
 
-def _project_state(
-    problem: Problem,
-    y: torch.Tensor,
-    weights: Sequence[LayerWeights],
-    initial: Sequence[torch.Tensor] | None,
-    *,
-    reverse: bool,
-) -> torch.Tensor:
-    """W_hh h + b_hh of every step again, [D, T, B, G * H], now that all h are known: one GEMM a direction."""
-    T, B, _ = y.shape
-    ga = y.new_empty(len(weights), T, B, weights[0].w_hh.shape[0])
-    with _gemm(problem, y.device):
-        for direction, w in enumerate(weights):
-            first, rest, before = _steps(direction, y, problem.hidden_size, reverse)
-            _linear(before.reshape((T - 1) * B, problem.hidden_size), w.w_hh, w.b_hh, ga[direction, rest].flatten(0, 1))
-            h_0 = y.new_zeros(B, problem.hidden_size) if initial is None else initial[0][direction]
-            _linear(h_0, w.w_hh, w.b_hh, ga[direction, first])
-    return ga
+def _saved(problem: Problem, y: torch.Tensor, width: int) -> torch.Tensor:
+    return y.new_empty(*y.shape[:-1], saved_tiles(problem) * width)
 
 
-def _steps(direction: int, y: torch.Tensor, hidden: int, reverse: bool) -> tuple[int, slice, torch.Tensor]:
-    """A direction's first step, the other steps, and its h before each of those, [T - 1, B, H]."""
-    own = y[:, :, direction * hidden : (direction + 1) * hidden]
-    if direction == 1 or reverse:
-        return y.shape[0] - 1, slice(0, -1), own[1:]
-    return 0, slice(1, None), own[:-1]
+def _extent(rows: torch.Tensor, extras: Extras) -> tuple[int, int]:
+    """Steps and batch size, from a tensor [1 or D, T, B, ..] or, packed, [1 or D, rows, ..]."""
+    if extras.starts is None:
+        return rows.shape[1], rows.shape[2]
+    assert extras.lengths is not None, "a packed sequence comes with its lengths"
+    return extras.starts.shape[0], extras.lengths.shape[0]
 
 
-def _after_the_loop(
-    problem: Problem,
-    x: torch.Tensor,
-    weights: Sequence[LayerWeights],
-    initial: Sequence[torch.Tensor] | None,
-    y: torch.Tensor,
-    da: torch.Tensor,
-    dx: torch.Tensor,
-    d_initial: tuple[torch.Tensor, ...],
-    batch_first: bool,
-    reverse: bool,
-    needs_dx: bool,
-) -> Gradients:
-    """Everything that is a GEMM or a sum over all steps of the preactivations' gradients."""
-    T, B, _ = y.shape
-    hidden, rows = problem.hidden_size, weights[0].w_hh.shape[0]
-    rows_of_x = (x.transpose(0, 1) if batch_first else x).reshape(T * B, x.shape[2])
-    grad_x = None
-    found = []
-    with _gemm(problem, y.device):
-        for direction, w in enumerate(weights):
-            columns = slice(direction * rows, (direction + 1) * rows)
-            da_d, dx_d = da[:, :, columns], dx[:, :, columns].reshape(T * B, rows)
-            first, rest, before = _steps(direction, y, hidden, reverse)
-            dw_hh = da_d[rest].reshape((T - 1) * B, rows).t() @ before.reshape((T - 1) * B, hidden)
-            if initial is not None:
-                dw_hh = torch.addmm(dw_hh, da_d[first].t(), initial[0][direction])
-            found.append(
-                LayerWeights(
-                    dx_d.t() @ rows_of_x,
-                    dw_hh,
-                    None if w.b_ih is None else dx_d.sum(0),
-                    None if w.b_hh is None else da_d.sum((0, 1)),
-                )
-            )
-            if needs_dx:
-                grad_x = dx_d @ w.w_ih if grad_x is None else torch.addmm(grad_x, dx_d, w.w_ih)
-    if grad_x is not None:
-        grad_x = grad_x.view(T, B, x.shape[2])
-        grad_x = grad_x.transpose(0, 1) if batch_first else grad_x
-    return Gradients(grad_x, found, d_initial)
+def _strided(name: str, tensor: torch.Tensor | None, extras: Extras) -> dict[str, Any]:
+    """A tensor [.., T, B, n] or [.., rows, n] and its strides, under the kernels' names."""
+    leading = {f"stride_{name}d": 0 if tensor is None else tensor.stride(0)} if name == "gx" else {}
+    if tensor is None:
+        return {f"{name}_ptr": None, **leading, f"stride_{name}t": 0, f"stride_{name}b": 0}
+    over_time = 0 if extras.starts is not None else tensor.stride(-3)
+    return {f"{name}_ptr": tensor, **leading, f"stride_{name}t": over_time, f"stride_{name}b": tensor.stride(-2)}
+
+
+def _extra_arguments(extras: Extras, width: int) -> dict[str, Any]:
+    one_number = extras.zoneout is not None and all(is_one_number(share) for share in extras.zoneout)
+    zones = extras.zoneout
+    if zones is not None and not one_number:
+        zones = tuple(share.contiguous() for share in zones)
+    return {
+        "lengths_ptr": extras.lengths,
+        "starts_ptr": extras.starts,
+        "resets_ptr": extras.resets,
+        "reset_state": as_steps_of_y(extras.reset_state),
+        "dropout_ptr": None if extras.dropout is None else extras.dropout.transpose(0, 1).contiguous(),
+        "zones": None if zones is None else tuple(zones),
+        "stride_zone_row": 0 if one_number else width,
+        "stride_zone_unit": 0 if one_number else 1,
+    }
+
+
+def _sent_states(
+    initial: Sequence[torch.Tensor] | None, extras: Extras
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """h_0 and the reset state's h as they go through W_hh, where that is not what they are."""
+    sent_initial = None
+    if initial is not None and extras.dropout is not None:
+        sent_initial = (initial[0] * extras.dropout).transpose(0, 1).contiguous()
+    sent_reset = None
+    if extras.reset_state is not None:
+        h = extras.reset_state[0] if extras.dropout is None else extras.reset_state[0] * extras.dropout
+        sent_reset = without_sentinel(h.transpose(0, 1).contiguous())
+    return sent_initial, sent_reset
+
+
+def _parameters(weights: Sequence[LayerWeights]) -> tuple[torch.Tensor, ...] | None:
+    given = [w.parameters for w in weights if w.parameters is not None]
+    return tuple(p.contiguous() for p in given) or None
+
+
+def _given_or_zeros(
+    gradients: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...] | None:
+    """One tensor each, or None where all are."""
+    if all(gradient is None for gradient in gradients):
+        return None
+    return tuple(
+        torch.zeros_like(other) if gradient is None else gradient.to(other.dtype).contiguous()
+        for gradient, other in zip(gradients, like, strict=True)
+    )
 
 
 def _cast(
     problem: Problem, x: torch.Tensor, weights: Sequence[LayerWeights], initial: Sequence[torch.Tensor] | None
 ) -> tuple[torch.Tensor, list[LayerWeights], tuple[torch.Tensor, ...] | None]:
     dtype = problem.dtype
-    cast = [
-        LayerWeights(
-            w.w_ih.to(dtype),
-            w.w_hh.to(dtype),
-            None if w.b_ih is None else w.b_ih.to(dtype),
-            None if w.b_hh is None else w.b_hh.to(dtype),
-        )
-        for w in weights
-    ]
+    cast = [LayerWeights(*(None if t is None else t.to(dtype) for t in w)) for w in weights]  # type: ignore[arg-type]
     return x.to(dtype), cast, None if initial is None else tuple(state.to(dtype) for state in initial)
-
-
-def _as_steps_of_y(states: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
-    """[D, B, H] -> [B, D, H], contiguous; no copy for one direction. Equal strides save the loop 30 registers."""
-    return None if states is None else tuple(state.transpose(0, 1).contiguous() for state in states)
-
-
-def _prepare_channel(config: Config, channel: torch.Tensor) -> None:
-    """Fill what a team publishes with the sentinel, where the sentinel is how it waits."""
-    if config.regime == "cooperative" and config.exchange == "dataflow":
-        channel.view(_INTEGER[channel.element_size()]).fill_(SENTINEL)
 
 
 def _reverse_bits(directions: int, reverse: bool) -> int:
     return 0b10 if directions == 2 else int(reverse)
-
-
-def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    if bias is None:
-        torch.mm(rows, weight.t(), out=out)
-    else:
-        torch.addmm(bias, rows, weight.t(), out=out)
-
-
-@contextmanager
-def _gemm(problem: Problem, device: torch.device) -> Iterator[None]:
-    """No autocast, and TF32 as torch's setting for RNNs says, not the one for matmuls: as in cuDNN's RNN."""
-    is_float32 = device.type == "cuda" and problem.dtype == torch.float32
-    precision: Any = _float32_matmul(problem.precision) if is_float32 else nullcontext()
-    with torch.autocast(device.type, enabled=False), precision:
-        yield
-
-
-@contextmanager
-def _float32_matmul(precision: Precision) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

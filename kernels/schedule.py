@@ -82,6 +82,10 @@ class Scheduler:
             self.give_up_turn()
         program.polled.add(where)
 
+    def after_own_store(self) -> None:
+        """The running program goes on: what it has read so far, it may read again without waiting for it."""
+        self.running().polled.clear()
+
     def after_write(self, where: Range) -> None:
         """Memory in `where` has changed: wake those who poll it."""
         for program in self.programs:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .walk import at_tile
+
 
 @triton.jit
 def of_direction(pointers, direction, DIRECTIONS: tl.constexpr):
@@ -91,13 +93,14 @@ def load_weights_transposed(
     gate = m // BLOCK_H
     unit = unit0 + m % BLOCK_H
     row_ok = (gate < GATES) & (unit < HIDDEN)
+    k = tl.arange(0, BLOCK_K)
+    offsets = (gate[:, None] * HIDDEN + k[None, :]) * HIDDEN + unit[:, None]
     chunks = ()
     rests = ()
     for chunk in tl.static_range((HIDDEN + BLOCK_K - 1) // BLOCK_K):
-        k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
-        mask = row_ok[:, None] & (k < HIDDEN)[None, :]
-        offsets = (gate[:, None] * HIDDEN + k[None, :]) * HIDDEN + unit[:, None]
-        tile = by_gate(tl.load(w_ptr + offsets, mask=mask, other=0.0), PADDED_GATES, BLOCK_H, BLOCK_K)
+        mask = row_ok[:, None] & (chunk * BLOCK_K + k < HIDDEN)[None, :]
+        tile = tl.load(w_ptr + chunk * (BLOCK_K * HIDDEN) + offsets, mask=mask, other=0.0)
+        tile = by_gate(tile, PADDED_GATES, BLOCK_H, BLOCK_K)
         chunks, rests = add_chunk(chunks, rests, tile, PRECISION)
     return chunks + rests
 
@@ -221,6 +224,60 @@ def store_gates(ptrs, tiles, mask, COUNT: tl.constexpr, HIDDEN: tl.constexpr):
 
 
 @triton.jit
+def load_parameters(
+    pointers, direction, unit, unit_ok, COUNT: tl.constexpr, HIDDEN: tl.constexpr, DIRECTIONS: tl.constexpr
+):
+    """The cell's own numbers per unit as a tuple of float32 columns [BLOCK_H, 1]; empty where it has none."""
+    columns = ()
+    for index in tl.static_range(COUNT):
+        pointer = of_direction(pointers, direction, DIRECTIONS) + index * HIDDEN
+        columns = columns + (tl.load(pointer + unit, mask=unit_ok, other=0.0).to(tl.float32)[:, None],)
+    return columns
+
+
+@triton.jit
+def load_factors(pointer, offsets, mask):
+    """A float32 tile of factors; None where none are given."""
+    if pointer is None:
+        return None
+    else:
+        return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def zeros_like_all(tiles, COUNT: tl.constexpr):
+    zeros = ()
+    for index in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros_like(tiles[index]),)
+    return zeros
+
+
+@triton.jit
+def add_all(tiles, others, COUNT: tl.constexpr):
+    """Two tuples of tiles, added."""
+    sums = ()
+    for index in tl.static_range(COUNT):
+        sums = sums + (tiles[index] + others[index],)
+    return sums
+
+
+@triton.jit
+def add_masked(tiles, others, mask, COUNT: tl.constexpr):
+    """`add_all`, leaving out what is not in the mask."""
+    sums = ()
+    for index in tl.static_range(COUNT):
+        sums = sums + (tiles[index] + tl.where(mask, others[index], 0.0),)
+    return sums
+
+
+@triton.jit
+def store_row_sums(pointer, tiles, unit, unit_ok, COUNT: tl.constexpr, HIDDEN: tl.constexpr):
+    """The sum over the batch tile of each of COUNT tiles, HIDDEN elements apart."""
+    for index in tl.static_range(COUNT):
+        tl.store(pointer + index * HIDDEN + unit, tl.sum(tiles[index], axis=1), mask=unit_ok)
+
+
+@triton.jit
 def add_to_first(state, tile, STATES: tl.constexpr):
     """The tuple with `tile` added to its first element."""
     tiles = (state[0] + tile,)
@@ -230,10 +287,10 @@ def add_to_first(state, tile, STATES: tl.constexpr):
 
 
 @triton.jit
-def store_kept(kept, offsets, state, mask, STATES: tl.constexpr):
+def store_kept(kept, base, offsets, state, mask, STATES: tl.constexpr):
     """The later states of one step, for the backward loop and for callers who ask for all c_t."""
     for index in tl.static_range(1, STATES):
-        tl.store(kept[index - 1] + offsets, state[index], mask=mask)
+        tl.store(at_tile(kept[index - 1] + base, offsets), state[index], mask=mask)
 
 
 @triton.jit
@@ -254,12 +311,6 @@ def store_states(pointers, offsets, state, mask, STATES: tl.constexpr):
     """Final states, one pointer each, in the pointer's own dtype."""
     for index in tl.static_range(STATES):
         tl.store(pointers[index] + offsets, state[index], mask=mask)
-
-
-@triton.jit
-def time_of(step, T, reverse):
-    """The time index that a direction visits at a step, 64-bit: offsets t * stride may pass 2^31."""
-    return tl.where(reverse, T - 1 - step, step).to(tl.int64)
 
 
 @triton.jit

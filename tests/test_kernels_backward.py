@@ -134,7 +134,8 @@ def test_a_sequence_in_two_halves_is_the_sequence(cell, regime, device):
         torch.testing.assert_close(a, b)
         assert c.isfinite().all()
     for a, b, c in zip(whole.weights[0], earlier.weights[0], later.weights[0], strict=True):
-        torch.testing.assert_close(a, b + c, rtol=1e-5, atol=1e-5)
+        if a is not None:
+            torch.testing.assert_close(a, b + c, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("regime", REGIMES)

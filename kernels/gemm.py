@@ -1,0 +1,196 @@
+"""The GEMMs and sums around the time loop, over all steps at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+from .cell_spec import find_cell
+from .extras import Extras, states_before
+from .problem import Precision, Problem
+
+
+class LayerWeights(NamedTuple):
+    """One direction's parameters (or their gradients), in torch's layout; G gates, input size I, hidden size H."""
+
+    w_ih: torch.Tensor  # [G * H, I]
+    w_hh: torch.Tensor  # [G * H, H]
+    b_ih: torch.Tensor | None  # [G * H]
+    b_hh: torch.Tensor | None  # [G * H]
+    parameters: torch.Tensor | None = None  # [P, H]: what the cell has besides, per unit
+
+
+class History(NamedTuple):
+    """What W_hh multiplied at every step: h before it, and for a cell with two products something else too.
+
+    sent:     [T, B, D * H] or packed [rows, D * H]: h after every step, as it went through W_hh.
+    inner:    as sent: what the second product multiplied; None for cells with one.
+    initial:  [D, B, H] per state; None for zeros.
+    reverse:  a single direction walks from its end to 0. With two, the second always does.
+    """
+
+    sent: torch.Tensor
+    inner: torch.Tensor | None
+    initial: Sequence[torch.Tensor] | None
+    extras: Extras
+    reverse: bool
+
+    def walks_back(self, direction: int) -> bool:
+        return direction == 1 or self.reverse
+
+    def of(self, tensor: torch.Tensor, direction: int, hidden: int) -> torch.Tensor:
+        """A direction's own part of a tensor as `sent`."""
+        return tensor[..., direction * hidden : (direction + 1) * hidden]
+
+    def before(self, direction: int, hidden: int) -> torch.Tensor:
+        """What W_hh's (first) product multiplied at every step of a direction, [rows, H]."""
+        own = self.of(self.sent, direction, hidden)
+        extras = self.extras
+        initial = self._through_dropout(None if self.initial is None else self.initial[0], direction)
+        reset = self._through_dropout(None if extras.reset_state is None else extras.reset_state[0], direction)
+        if extras.starts is None:
+            steps, batch_size = own.shape[:2]
+        else:
+            assert extras.lengths is not None
+            steps, batch_size = extras.starts.shape[0], extras.lengths.shape[0]
+        back = self.walks_back(direction)
+        rows = own.reshape(-1, hidden)
+        return states_before(rows, initial, reset, extras, steps=steps, batch_size=batch_size, reverse=back)
+
+    def _through_dropout(self, h: torch.Tensor | None, direction: int) -> torch.Tensor | None:
+        """[D, B, H] -> [B, H] of one direction, times its factors."""
+        if h is None or self.extras.dropout is None:
+            return None if h is None else h[direction]
+        return h[direction] * self.extras.dropout[direction]
+
+
+def project_input(
+    problem: Problem, x: torch.Tensor, weights: Sequence[LayerWeights], *, batch_first: bool
+) -> torch.Tensor:
+    """W_ih x + b_ih of every step and direction, [D, T, B, G * H] by strides: one GEMM a direction, no copy of x.
+
+    Of a packed x, [rows, I], it is [D, rows, G * H].
+    """
+    packed = x.dim() == 2
+    if not packed and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
+        x, batch_first = x.transpose(0, 1), not batch_first
+    rows = x.reshape(-1, x.shape[-1])
+    gx = x.new_empty(len(weights), *x.shape[:-1], weights[0].w_ih.shape[0])
+    with in_precision(problem, x.device):
+        for out, w in zip(gx.view(len(weights), -1, gx.shape[-1]), weights, strict=True):
+            _linear(rows, w.w_ih, w.b_ih, out)
+    return gx.transpose(1, 2) if batch_first and not packed else gx
+
+
+def project_state(problem: Problem, weights: Sequence[LayerWeights], history: History) -> torch.Tensor:
+    """W_hh h + b_hh of every step again, [D, rows, G * H], now that all h are known: one GEMM a direction."""
+    sent, hidden = history.sent, problem.hidden_size
+    rows = sent.numel() // sent.shape[-1]
+    ga = sent.new_empty(len(weights), rows, weights[0].w_hh.shape[0])
+    with in_precision(problem, sent.device):
+        for direction, w in enumerate(weights):
+            if history.extras.reorders:
+                _linear(history.before(direction, hidden), w.w_hh, w.b_hh, ga[direction])
+                continue
+            first, rest, before, h_0 = _shifted(history, direction, hidden)
+            of_steps = ga[direction].view(*sent.shape[:2], -1)
+            _linear(before, w.w_hh, w.b_hh, of_steps[rest].flatten(0, 1))
+            _linear(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, of_steps[first])
+    return ga
+
+
+def _shifted(history: History, direction: int, hidden: int) -> tuple[int, slice, torch.Tensor, torch.Tensor | None]:
+    """For full sequences, without a copy of all h: a direction's first step, the other steps, h before each of those
+    [(T - 1) * B, H], and h before the first [B, H] or None."""
+    own = history.of(history.sent, direction, hidden)
+    h_0 = history._through_dropout(None if history.initial is None else history.initial[0], direction)
+    if history.walks_back(direction):
+        return own.shape[0] - 1, slice(0, -1), own[1:].reshape(-1, hidden), h_0
+    return 0, slice(1, None), own[:-1].reshape(-1, hidden), h_0
+
+
+def gradients_of_weights(
+    problem: Problem,
+    x: torch.Tensor,
+    weights: Sequence[LayerWeights],
+    history: History,
+    da: torch.Tensor,
+    dx: torch.Tensor,
+    *,
+    batch_first: bool,
+    needs_dx: bool,
+) -> tuple[torch.Tensor | None, list[LayerWeights]]:
+    """The gradients of x and of every weight, from those of both preactivations at every step.
+
+    da, dx:  of W_hh h and of W_ih x: [T, B, D * G * H] or packed [rows, D * G * H].
+    """
+    hidden, rows = problem.hidden_size, weights[0].w_hh.shape[0]
+    rows_of_x = (x.transpose(0, 1) if batch_first and x.dim() == 3 else x).reshape(-1, x.shape[-1])
+    grad_x = None
+    found = []
+    with in_precision(problem, da.device):
+        for direction, w in enumerate(weights):
+            columns = slice(direction * rows, (direction + 1) * rows)
+            da_d, dx_d = da[..., columns], dx[..., columns].reshape(-1, rows)
+            found.append(
+                LayerWeights(
+                    dx_d.t() @ rows_of_x,
+                    _gradient_of_w_hh(problem, history, direction, da_d, hidden),
+                    None if w.b_ih is None else dx_d.sum(0),
+                    None if w.b_hh is None else da_d.flatten(0, -2).sum(0),
+                )
+            )
+            if needs_dx:
+                grad_x = dx_d @ w.w_ih if grad_x is None else torch.addmm(grad_x, dx_d, w.w_ih)
+    if grad_x is not None:
+        grad_x = grad_x.view(*da.shape[:-1], x.shape[-1])
+        grad_x = grad_x.transpose(0, 1) if batch_first and x.dim() == 3 else grad_x
+    return grad_x, found
+
+
+def _gradient_of_w_hh(
+    problem: Problem, history: History, direction: int, da: torch.Tensor, hidden: int
+) -> torch.Tensor:
+    """da^T times what W_hh multiplied, over all steps."""
+    cell = find_cell(problem.cell)
+    rows = da.shape[-1]
+    if history.extras.reorders or cell.inner is not None:
+        before, flat = history.before(direction, hidden), da.reshape(-1, rows)
+        if cell.inner is None:
+            return flat.t() @ before
+        assert history.inner is not None
+        outer = cell.outer_gates * hidden
+        inner = history.of(history.inner, direction, hidden).reshape(-1, hidden)
+        return torch.cat([flat[:, :outer].t() @ before, flat[:, outer:].t() @ inner])
+    first, rest, before, h_0 = _shifted(history, direction, hidden)
+    dw_hh = da[rest].reshape(-1, rows).t() @ before
+    return dw_hh if h_0 is None else torch.addmm(dw_hh, da[first].t(), h_0)
+
+
+def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    if bias is None:
+        torch.mm(rows, weight.t(), out=out)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=out)
+
+
+@contextmanager
+def in_precision(problem: Problem, device: torch.device) -> Iterator[None]:
+    """No autocast, and TF32 as torch's setting for RNNs says, not the one for matmuls: as in cuDNN's RNN."""
+    is_float32 = device.type == "cuda" and problem.dtype == torch.float32
+    precision: Any = _float32_matmul(problem.precision) if is_float32 else nullcontext()
+    with torch.autocast(device.type, enabled=False), precision:
+        yield
+
+
+@contextmanager
+def _float32_matmul(precision: Precision) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
