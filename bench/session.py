@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +22,7 @@ from .judge import Judge
 from .measure import L2, Clock, Method, measure
 from .numbers import Numbers
 from .prewarm import prewarm
-from .provenance import write_provenance
+from .provenance import clocks, write_provenance
 from .providers import Prepared, Provider, Unavailable
 from .rates import Rates, gemm_us, loop_us_at_matrix_rate, measure_rates
 from .results import Results
@@ -85,6 +86,17 @@ class Session:
         self._rates: dict[torch.dtype, Rates] = {}
         self._floors: dict[object, Floor] = {}
         write_provenance(self.options.out, self.suite)
+
+    def close(self) -> None:
+        """Record how the run ended: clocks under load, seconds, load, and cases that were left out."""
+        write_provenance(
+            self.options.out,
+            self.suite,
+            clocks_at_end=clocks() if self.device.type == "cuda" else None,
+            seconds=round(time.monotonic() - self.started, 1),
+            load_at_end=[round(load, 2) for load in os.getloadavg()],
+            left_out=self.left_out,
+        )
 
     @property
     def timed(self) -> bool:
