@@ -21,7 +21,7 @@ from .case import Case, Phase
 from .judge import Judge
 from .measure import L2, Clock, Method, measure
 from .numbers import Numbers
-from .prewarm import prewarm
+from .prewarm import Prewarm
 from .provenance import clocks, write_provenance
 from .providers import Prepared, Provider, Unavailable
 from .rates import Rates, gemm_us, loop_us_at_matrix_rate, measure_rates
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 PEER_FACTOR = 16
 """A peer may err this much more than holdfast before it gets no time: its own choices of precision are its own."""
+
+COMPILED_AHEAD = 16
+"""Cases whose kernels are compiled in parallel before the first of them is timed."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +123,22 @@ class Session:
     def run(self, entries: Iterable[Entry], methods: Sequence[Method] | None = None) -> None:
         """Check and time every entry, its phases one after the other."""
         todo = list(entries)
-        if self.device.type == "cuda" and len(todo) > 1:
-            prewarm([entry.case for entry in todo])
-        for entry in self.track(todo, lambda entry: str(entry.case)):
-            with self.executing():
-                numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3)
-                judge = Judge(numbers)
-                for phase in entry.phases:
-                    self.run_phase(entry, numbers, judge, phase, methods or [self.method()])
-            del numbers, judge
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        with Prewarm(self.device) as prewarm:
+            for index, entry in enumerate(self.track(todo, lambda entry: str(entry.case))):
+                if index % COMPILED_AHEAD == 0:
+                    prewarm([entry.case for entry in todo[index : index + COMPILED_AHEAD]])
+                self._run_entry(entry, methods or [self.method()])
+
+    def _run_entry(self, entry: Entry, methods: Sequence[Method]) -> None:
+        with self.executing():
+            numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3)
+            judge = Judge(numbers)
+            for phase in entry.phases:
+                self.run_phase(entry, numbers, judge, phase, methods)
+        del numbers, judge
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def track(self, todo: Sequence[Entry], name: Callable[[Entry], str]) -> Iterator[Entry]:
         """The entries with a progress bar, until time is up."""
