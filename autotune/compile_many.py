@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as FuturesTimeoutError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import triton
 
@@ -25,8 +25,7 @@ class Request:
     """A kernel to compile.
 
     saves:   the gate values pass through memory between the two loops (see `kernels.describe.describe`).
-    device:  the GPU to compile for, whose target must be `target`; None: the target's reference device. With a GPU
-             the kernel is the very one that `measure` launches, so that the launch finds it in Triton's disk cache.
+    device:  the GPU to compile for, whose target must be `target`; None: the target's reference device.
     """
 
     problem: Problem
@@ -152,19 +151,7 @@ OUT_OF_TIME = "not compiled, the time was up"
 
 
 def _describe(request: Request) -> KernelDescription:
-    if request.device is None:
-        return describe(request.problem, request.config, request.limits, saves=request.saves)
-    spec = describe(request.problem, request.config, request.limits, has_initial=False, saves=request.saves)
-    # As Triton's launcher specializes: strides that fit in 32 bits are i32, and what has no attribute has none by name.
-    signature = {name: "i32" if kind == "i64" else kind for name, kind in spec.signature.items()}
-    attrs = dict(spec.attrs)
-    for index, kind in enumerate(signature.values()):
-        if isinstance(kind, str) and kind != "constexpr":
-            attrs.setdefault((index,), [])
-    options = dict(spec.options)
-    if request.config.regime == "cooperative":
-        options["launch_cooperative_grid"] = True
-    return replace(spec, signature=signature, attrs=attrs, options=options)
+    return describe(request.problem, request.config, request.limits, saves=request.saves)
 
 
 def _kernel_key(request: Request) -> str:

@@ -60,6 +60,7 @@ def estimate(
 ) -> Estimate:
     """The cost of a config on a GPU; without `constants`, with those of `constants_for(limits)`."""
     c = constants or constants_for(limits)
+    cell = find_cell(problem.cell)
     clock = c.clock_mhz.value
     rows, k = weight_rows(problem, config), columns(problem, config)
     cooperative = config.regime == "cooperative"
@@ -75,7 +76,8 @@ def estimate(
 
     exchange = gather = 0.0
     if cooperative:
-        exchange = (c.barrier_us if config.exchange == "barrier" else c.dataflow_us).value
+        hops = 1 if cell.inner is None else 2
+        exchange = hops * (c.barrier_us if config.exchange == "barrier" else c.dataflow_us).value
         side_by_side = min(tiles, max(1, limits.num_sms // programs))
         words = side_by_side * programs * gathered_rows(problem, config) * k
         gather = words * problem.dtype.itemsize / c.l2_bytes_per_us.value

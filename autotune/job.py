@@ -18,6 +18,7 @@ class Job:
     reference:   a config whose results these are compared with.
     length:      steps of the sequence that is timed.
     device:      "cuda:0"; "cpu" runs the candidate in the interpreter, where nothing is timed.
+    untimed:     end after the comparison; the kernels then lie in Triton's disk cache.
     best_us:     the best median so far with a warm L2; what is far from it is given up early.
     """
 
@@ -28,6 +29,7 @@ class Job:
     length: int
     device: str
     best_us: float | None = None
+    untimed: bool = False
 
 
 Status = Literal["timed", "stopped", "right", "not run", "wrong", "failed", "killed"]
@@ -37,7 +39,7 @@ Status = Literal["timed", "stopped", "right", "not run", "wrong", "failed", "kil
 class Result:
     """timed:    both times are there.
     stopped:  given up early: it cannot win; the warm time is that of a few calls.
-    right:    it ran in the interpreter with the reference's results; no time.
+    right:    it ran with the reference's results; no time was asked for, or it ran in the interpreter.
     not run:  a rehearsal would take too long.
     wrong:    its results are not the reference's; no time.
     failed:   it raised, or its process died.

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -83,6 +88,43 @@ class Child:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Children:
+    """Several processes that run jobs side by side, for their compilations alone.
+
+    A launch compiles in its own process, one kernel after the other; run here before, it finds them in Triton's disk
+    cache. Results are left aside: what runs beside others may wait longer than it would alone.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self._children = [Child() for _ in range(count or max(1, min(8, (os.cpu_count() or 1) // 2)))]
+
+    def run_all(self, jobs: Sequence[Job], deadline: float, advance: Callable[[int], None] = lambda _: None) -> None:
+        """Run every job that can begin before `deadline` (of `time.monotonic()`)."""
+        free: SimpleQueue[Child] = SimpleQueue()
+        for child in self._children:
+            free.put(child)
+
+        def run(job: Job) -> None:
+            left = deadline - time.monotonic()
+            if left > 0:
+                child = free.get()
+                try:
+                    child.run(job, min(child.timeout_s, max(1.0, left)))
+                finally:
+                    free.put(child)
+
+        with ThreadPoolExecutor(len(self._children)) as pool:
+            for done, _ in enumerate(pool.map(run, jobs), start=1):
+                advance(done)
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for child in self._children:
+            child.close()
 
 
 def _serve(connection: Connection) -> None:

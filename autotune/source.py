@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import triton
@@ -23,23 +23,16 @@ def source_digest(problem: Problem) -> str:
     Comments, docstrings and layout do not count: they change no kernel. Triton's own key of a kernel names a function
     that is passed as a constexpr, but does not read it, so an edited cell would look like the old one.
     """
-    functions: dict[str, str] = {}
+    found: dict[str, str] = {}
     for config in _EXAMPLES:
-        kernel = kernel_of(problem, config)
-        _collect(kernel, functions)
-        for value in constexprs(problem, config, "cuda").values():
-            for function in _functions_in(value):
-                _collect(function, functions)
-    text = "\n".join(f"{name}\n{code}" for name, code in sorted(functions.items()))
+        _collect(kernel_of(problem, config), found)
+        for name, value in constexprs(problem, config, "cuda").items():
+            if isinstance(value, triton.JITFunction):
+                _collect(value, found)
+            elif name != "HIDDEN":  # a size, which the key has
+                found[name] = repr(value)
+    text = "\n".join(f"{name}\n{code}" for name, code in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _functions_in(value: Any) -> Iterator[triton.JITFunction]:
-    if isinstance(value, triton.JITFunction):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for element in value:
-            yield from _functions_in(element)
 
 
 def _collect(function: triton.JITFunction, found: dict[str, str]) -> None:
@@ -49,22 +42,34 @@ def _collect(function: triton.JITFunction, found: dict[str, str]) -> None:
         return
     code, names = _parsed(function)
     found[name] = code
-    scope = function.fn.__globals__
-    for used in sorted(names & scope.keys()):
-        value = scope[used]
+    for used in sorted(names):
+        value = _find(used, function.fn.__globals__)
         if isinstance(value, triton.JITFunction):
-            _collect(value, found)
+            if not value.fn.__module__.startswith("triton."):  # the fingerprint has Triton's version
+                _collect(value, found)
         elif isinstance(value, (bool, int, float, str)) or type(value).__name__ == "constexpr":
             found[f"{function.fn.__module__}.{used}"] = repr(value)
 
 
+def _find(name: str, scope: dict[str, Any]) -> Any:
+    """What a name of the code, "tanh" or "activations.tanh", stands for; None where that is nothing global."""
+    first, _, rest = name.partition(".")
+    value = scope.get(first)
+    return getattr(value, rest, None) if rest and isinstance(value, ModuleType) else value
+
+
 @cache
 def _parsed(function: triton.JITFunction) -> tuple[str, frozenset[str]]:
-    """The function without docstring and comments, and the names that it uses."""
+    """The function without docstring and comments, and the names that it uses, those of a module's content dotted."""
     tree = ast.parse(function.src)
     (definition,) = tree.body
     assert isinstance(definition, ast.FunctionDef)
     if ast.get_docstring(definition) is not None:
         del definition.body[0]
-    names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-    return ast.dump(tree), names
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    dotted = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    return ast.dump(tree), frozenset(names | dotted)

@@ -11,7 +11,7 @@ import triton
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config, Exchange
-from ..kernels.layer import Keep
+from ..kernels.layer import Keep, keeps_values
 from ..kernels.plan import Reason
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
@@ -92,11 +92,12 @@ def search(problem: Problem, limits: DeviceLimits, space: Space = SPACE) -> tupl
 
 def keeps(problem: Problem) -> tuple[Keep, ...]:
     """The ways to keep values for the backward pass that make a difference to this loop, the usual one first."""
-    cell = find_cell(problem.cell)
-    save: tuple[Keep, ...] = ("save",) if cell.saved else ()
+    save: tuple[Keep, ...] = ("save",) if keeps_values(problem, "save") else ()
+    # A cell with two products keeps its values whatever is asked for.
+    recompute: tuple[Keep, ...] = () if keeps_values(problem, "recompute") else ("recompute",)
     if problem.phase == "backward":
-        return (*save, "recompute")
-    return ("nothing", *save, *(("recompute",) if cell.states > 1 else ()))  # type: ignore[return-value]
+        return save + recompute
+    return ("nothing", *save, *(recompute if find_cell(problem.cell).states > 1 else ()))
 
 
 def effective_keep(problem: Problem, keep: Keep) -> Keep:
@@ -104,4 +105,6 @@ def effective_keep(problem: Problem, keep: Keep) -> Keep:
     options = keeps(problem)
     if keep in options:
         return keep
-    return "recompute" if "recompute" in options else "nothing"
+    if keep == "recompute" and keeps_values(problem, keep):
+        return "save"
+    return "recompute" if problem.phase == "backward" else "nothing"

@@ -24,7 +24,7 @@ from .fingerprint import fingerprint
 from .heuristic import choose
 from .job import Job, Result
 from .key import SHORT, LengthClass, key_of, problem_of
-from .measure import Child, require_gpu
+from .measure import Child, Children, require_gpu
 from .space import Refused, keeps, search
 from .store import Store
 from .table import Row, to_table
@@ -73,6 +73,7 @@ class _Run:
     entry: Entry
     deadline: float
     progress: Progress
+    children: Children | None
     rows: dict[tuple[Config, Keep], Row] = field(default_factory=dict)
 
 
@@ -87,6 +88,7 @@ def tune(
     candidates: int = CANDIDATES,
     compilers: Compilers | None = None,
     child: Child | None = None,
+    children: Children | None = None,
     progress: Progress = lambda *_: None,
 ) -> Tuned:
     """Find the fastest config of a problem's class and put everything that was learnt into a store.
@@ -95,6 +97,7 @@ def tune(
     budget_s:    wall-clock seconds; what runs when they are over is finished.
     candidates:  how many configs are compiled.
     compilers, child:  processes to use; without, some are started and ended.
+    children:    processes that load candidates side by side before they are timed one by one; None: none do.
 
     What an earlier run has tried is not tried again. Raises MeasurementRefusedError where nothing can be timed on
     `device`, before anything is compiled.
@@ -112,7 +115,7 @@ def tune(
     except EntryError:  # which the store sets aside when the new one is written
         known = None
     entry = Entry(key, where, default)
-    run = _Run(problem, limits, LENGTH[length], device, store, entry, start + budget_s, progress)
+    run = _Run(problem, limits, LENGTH[length], device, store, entry, start + budget_s, progress, children)
     ranked, refused = search(problem, limits)
     if not ranked:
         return Tuned(entry, to_table(run.rows.values()), f"no config fits {limits.name}: {_commonest(refused)}")
@@ -193,6 +196,11 @@ def flaw(request: Request, outcome: Outcome) -> str | None:
 def _time(
     run: _Run, compiled: dict[Config, Outcome], keep: Keep, reference: Config, child: Child, known: Entry | None
 ) -> None:
+    if run.device is not None and run.children is not None:
+        name = f"cuda:{run.device.index or 0}"
+        jobs = [Job(run.problem, config, keep, reference, run.length, name, untimed=True) for config in compiled]
+        middle = time.monotonic() + COMPILE_SHARE * max(0.0, run.deadline - time.monotonic())
+        run.children.run_all(jobs, middle, lambda done: run.progress("load", done, len(jobs), ""))
     so_far = [t.p50_us for t in (known.latest(keep).values() if known else ())]
     for done, (config, outcome) in enumerate(compiled.items()):
         row = run.rows[config, keep]
@@ -218,7 +226,7 @@ def _run_one(run: _Run, config: Config, keep: Keep, reference: Config, child: Ch
     if run.device is not None:
         name = f"cuda:{run.device.index or 0}"
         return child.run(Job(run.problem, config, keep, reference, run.length, name, best))
-    if run.problem.hidden_size > INTERPRETED_HIDDEN_SIZE or run.problem.features:
+    if run.problem.hidden_size > INTERPRETED_HIDDEN_SIZE:
         return Result("not run", f"more than {INTERPRETED_HIDDEN_SIZE} units take the interpreter minutes")
     small = replace(run.problem, batch_size=min(run.problem.batch_size, 3))
     return child.run(Job(small, config, keep, reference, 3, "cpu"))

@@ -13,7 +13,7 @@ import torch
 from ..kernels.resources import from_device
 from .folders import user_cache
 from .key import Key, problem_of
-from .measure import MeasurementRefusedError, require_gpu
+from .measure import Children, MeasurementRefusedError, require_gpu
 from .store import Store
 from .tune import tune
 
@@ -31,7 +31,17 @@ def main(fields: str, budget: str, device_name: str) -> int:
         print(error, file=sys.stderr)
         return REFUSED
     cache = Store(user_cache())
-    tune(problem_of(key), from_device(device), store=cache, device=device, length=key.length, budget_s=float(budget))
+    limits, problem = from_device(device), problem_of(key)
+    with Children() as children:
+        tune(
+            problem,
+            limits,
+            store=cache,
+            device=device,
+            length=key.length,
+            budget_s=float(budget),
+            children=children,
+        )
     return 0
 
 

@@ -17,7 +17,7 @@ from ..autotune.compile_many import Compilers
 from ..autotune.constants import constants_for
 from ..autotune.entry import Entry
 from ..autotune.key import key_of, problem_of
-from ..autotune.measure import Child, require_gpu
+from ..autotune.measure import Child, Children, require_gpu
 from ..autotune.quality import NO_MEASUREMENTS, heuristic_quality
 from ..autotune.space import keeps
 from ..autotune.store import Store
@@ -62,7 +62,7 @@ def tune_list(wanted: Sequence[Wanted], options: Options, console: Console | Non
         TimeElapsedColumn(),
         console=console,
     )
-    with bar, Compilers() as compilers, Child() as child:
+    with bar, Compilers() as compilers, Child() as child, Children() as children:
         whole = bar.add_task(f"tuning {len(wanted)} problem(s)", total=len(wanted), note="")
         part = bar.add_task("", total=None, note="")
         for index, (problem, length) in enumerate(wanted):
@@ -85,6 +85,7 @@ def tune_list(wanted: Sequence[Wanted], options: Options, console: Console | Non
                 candidates=options.candidates,
                 compilers=compilers,
                 child=child,
+                children=children,
                 progress=show,
             )
             done.append(result)

@@ -17,7 +17,7 @@ from ..cells.base import RecurrentBase
 from ..cells.eligibility import KERNEL_DTYPES
 from ..cells.planning import precision
 from ..kernels.cell_spec import find_cell
-from ..kernels.problem import Phase, Precision, Problem
+from ..kernels.problem import FEATURES, Phase, Precision, Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PHASES: dict[str, tuple[Phase, ...]] = {
@@ -48,7 +48,8 @@ def read_list(path: Path) -> list[Wanted]:
     """The problems of a CSV file, in its order, each once.
 
     Columns: cell, hidden_size and batch; and, where they are not these, dtype (bf16), directions (1), phase (both),
-    length (long), precision (what torch allows for an RNN here; "tf32" or "ieee"). Lines that begin with # say nothing.
+    length (long), precision (what torch allows for an RNN here; "tf32" or "ieee"), features (none; names of
+    `kernels.problem.FEATURES` with a blank between). Lines that begin with # say nothing.
 
     Raises ListError, which names the file and the line.
     """
@@ -112,10 +113,14 @@ def _from_row(row: dict[str, str]) -> list[Wanted]:
         one_of("phase", PHASES, "both"),
         cast(LengthClass, one_of("length", get_args(LengthClass), "long")),
     )
-    if "precision" not in row:
-        return found
-    exact = cast(Precision, one_of("precision", get_args(Precision), "ieee"))
-    return [w._replace(problem=replace(w.problem, precision=exact)) for w in found]
+    changes: dict[str, Any] = {}
+    if "precision" in row:
+        changes["precision"] = one_of("precision", get_args(Precision), "ieee")
+    if "features" in row:
+        changes["features"] = tuple(sorted(set(row["features"].split())))
+        if unknown := set(changes["features"]) - set(FEATURES):
+            raise ValueError(f"features should be of {', '.join(FEATURES)}, got {', '.join(sorted(unknown))}")
+    return [w._replace(problem=replace(w.problem, **changes)) for w in found]
 
 
 def load_model(name: str) -> nn.Module:

@@ -147,17 +147,17 @@ def write(path: Path, *lines: str) -> Path:
 def test_a_list_is_read_in_order_each_problem_once(tmp_path):
     path = write(
         tmp_path / "list.csv",
-        "cell, hidden_size, batch, dtype, directions, phase, length, precision",
-        "lstm, 768, 16, fp16, 1, both, long,",
+        "cell, hidden_size, batch, dtype, directions, phase, length, precision, features",
+        "lstm, 768, 16, fp16, 1, both, long, ,",
         "# again, and others",
-        "lstm, 768, 16, fp16, , both, ,",
-        "gru, 100, 7, fp32, 2, backward, short, ieee",
+        "lstm, 768, 16, fp16, , both, , ,",
+        "gru, 100, 7, fp32, 2, backward, short, ieee, packed lengths",
     )
     lstm = Problem("lstm", torch.float16, 768, 16)
     assert read_list(path) == [
         Wanted(lstm),
         Wanted(replace(lstm, phase="backward")),
-        Wanted(Problem("gru", torch.float32, 100, 7, 2, "ieee", "backward"), "short"),
+        Wanted(Problem("gru", torch.float32, 100, 7, 2, "ieee", "backward", ("lengths", "packed")), "short"),
     ]
 
 
@@ -177,6 +177,7 @@ def test_the_list_for_a_new_gpu_can_be_read_and_has_kernels():
         (["cell,hidden_size,batch", "lstm,3,"], "batch should be a positive whole number, got None"),
         (["cell,hidden_size,batch,dtype", "lstm,3,3,int8"], "dtype should be one of fp32, bf16, fp16, got 'int8'"),
         (["cell,hidden_size,batch,directions", "lstm,3,3,3"], "directions should be 1 or 2"),
+        (["cell,hidden_size,batch,features", "lstm,3,3,masks"], "features should be of lengths, packed"),
         (["cell,hidden_size,batch,length", "lstm,3,3,512"], "length should be one of short, long"),
     ],
 )

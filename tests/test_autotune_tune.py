@@ -17,13 +17,15 @@ from holdfast.autotune.fingerprint import fingerprint
 from holdfast.autotune.heuristic import choose
 from holdfast.autotune.job import Job, Result
 from holdfast.autotune.key import key_of
-from holdfast.autotune.measure import Child, MeasurementRefusedError, require_gpu
+from holdfast.autotune.measure import Child, Children, MeasurementRefusedError, require_gpu
 from holdfast.autotune.offline import CompiledReport
+from holdfast.autotune.space import keeps
 from holdfast.autotune.store import Store
 from holdfast.autotune.table import rank_correlation
 from holdfast.autotune.timing import Quantiles, quantiles
+from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
-from holdfast.kernels.problem import Problem
+from holdfast.kernels.problem import FEATURES, Problem
 from holdfast.kernels.resources import H100
 
 GPU = torch.device("cuda", 0)
@@ -205,9 +207,29 @@ def test_an_error_of_a_candidate_is_its_result():
     right = Config("single_cta", 16, 32, 32)
     bad = candidate.run(Job(SMALL, replace(right, BLOCK_B=3), "nothing", right, 3, "cpu"))
     assert bad.status == "failed"
-    features = candidate.run(Job(replace(SMALL, features=("lengths",)), right, "nothing", right, 3, "cpu"))
-    assert features.status == "failed"
-    assert "lengths" in features.why
+
+
+@pytest.mark.parametrize("features", [("lengths",), ("lengths", "packed"), ("reset_state", "resets"), FEATURES[2:]])
+def test_a_candidate_with_features_computes_what_the_heuristics_config_does(features):
+    phase, cell = random.choice(["forward", "backward"]), random.choice(list(CELLS))
+    problem = Problem(cell, torch.float32, 20, 3, random.choice([1, 2]), "tf32", phase, features)
+    choice = choose(problem, H100)
+    other = random.choice([r.config for r in tune.search(problem, H100)[0] if r.config != choice])
+    for keep in keeps(problem):
+        result = candidate.run(Job(problem, other, keep, choice, 5, "cpu"))
+        assert result.status == "right", (problem, other, keep, result.why)
+
+
+def test_children_run_every_job_that_can_begin_in_time():
+    config = Config("single_cta", 16, 32, 32)
+    jobs = [Job(replace(SMALL, batch_size=b), config, "nothing", config, 2, "cpu", untimed=True) for b in (1, 2, 3)]
+    done = []
+    with Children(2) as children:
+        children.run_all(jobs, time.monotonic() + 100, done.append)
+        assert done == [1, 2, 3]
+        start = time.monotonic()
+        children.run_all(jobs, start)
+        assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
