@@ -6,7 +6,9 @@ from .cells.backend import backend, current_backend
 from .cells.convert import convert, to_torch
 from .cells.gru import GRU
 from .cells.lstm import LSTM
+from .cells.plot import plot_gates
 from .cells.rnn import RNN
+from .cells.stateful import Stateful
 from .cells.step import GRUCell, LSTMCell, RNNCell
 
 __version__ = "0.1.0"
@@ -18,9 +20,11 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Stateful",
     "autotune",
     "backend",
     "convert",
     "current_backend",
+    "plot_gates",
     "to_torch",
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from .cli_bench import bench
-from .cli_tune import TUNE_EXAMPLE, tune
+from .cli_tune import ATLAS_EXAMPLE, TUNE_EXAMPLE, atlas, tune
 
 app = typer.Typer(
     help="Recurrent layers whose weights stay on chip for the whole sequence.",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command(epilog=TUNE_EXAMPLE, no_args_is_help=True)(tune)
+app.command(epilog=ATLAS_EXAMPLE)(atlas)
 
 CellName = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 DtypeName = Literal["fp32", "bf16", "fp16"]

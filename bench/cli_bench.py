@@ -181,6 +181,7 @@ def _run(suites: Iterable[Suite], out: Path, options: Callable[[], Options], thr
             )
         session = Session(suite.name, chosen, suite.on_cpu)
         suite.run(session)
+        session.close()
         rows = session.results.table()
         for shown in (overview(rows), others(rows[rows["rate"].isna()])):
             if len(shown):

@@ -174,3 +174,44 @@ def _copy(source: Store, target: Store) -> None:
     for error in broken:
         typer.echo(f"left out: {error}")
     typer.echo(f"{copied} entries copied from {source.root} to {target.root}")
+
+
+def atlas(
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="A GPU, such as h100; may be given again. All that are known.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 16,
+    compile_too: Annotated[
+        bool, typer.Option("--compile", help="Compile five sizes of each cell, dtype and phase: minutes a GPU.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for atlas.csv, atlas.md and atlas.png.")] = Path("atlas_out"),
+) -> None:
+    """Which layers stay on chip on which GPU, in which regime and with which margin; none of them need be there.
+
+    From the resource model of the heuristic; with --compile also from the compilers, for each GPU's architecture.
+    """
+    from .cli import fail, make_folder
+
+    if unknown := set(gpu or ()) - _KNOWN.keys():
+        fail(f"unknown GPU {', '.join(sorted(unknown))}", f"Choose from {', '.join(_KNOWN)}.")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        fail("the atlas is drawn and matplotlib is not installed", "Install it: pip install 'holdfast[bench]'")
+    make_folder(out)
+    from ..kernels import resources
+    from .atlas import add_compiled, build_atlas, summary, write
+    from .compile_report import compiling_bar
+    from .tables import print_table
+
+    gpus = [getattr(resources, _KNOWN[name]) for name in gpu or _KNOWN]
+    table = build_atlas(gpus, batch)
+    if compile_too:
+        with compiling_bar() as advance:
+            table = add_compiled(table, gpus, batch, advance=advance)
+        typer.echo(f"compiled: {dict(table['compiled'].dropna().value_counts())}")
+    typer.echo("Largest hidden size of one program / of inference / of training, one direction:")
+    print_table(summary(table))
+    typer.echo(f"Written: {', '.join(map(str, write(table, out)))}")
+    if "mi300x" in (gpu or _KNOWN):
+        typer.echo("AMD: the kernels compile for it and nobody has run them; the modules run torch's own op there.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -96,7 +97,8 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
         for problem, target, saves, choice in choices
         if not isinstance(choice, Reason)
     }
-    outcomes = _compile_with_bar(list(requests.values()), progress)
+    with compiling_bar(progress) as advance:
+        outcomes = compile_many(requests.values(), advance)
     rows = []
     for problem, target, saves, choice in choices:
         row: dict[str, object] = _problem_columns(problem) | {"saves": saves, "target": target}
@@ -137,7 +139,9 @@ COLUMNS = {
 """The report's columns and their pandas dtypes."""
 
 
-def _compile_with_bar(requests: list[Request], visible: bool) -> dict[Request, Outcome]:
+@contextmanager
+def compiling_bar(visible: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, as `compile_many` advances it."""
     bar = Progress(
         TextColumn("Compiling"),
         BarColumn(),
@@ -150,7 +154,7 @@ def _compile_with_bar(requests: list[Request], visible: bool) -> dict[Request, O
     )
     with bar:
         task = bar.add_task("", total=None)
-        return compile_many(requests, lambda done, total: bar.update(task, completed=done, total=total))
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _problem_columns(problem: Problem) -> dict[str, object]:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -25,33 +26,46 @@ STEPS = 32
 MOST_PROCESSES = 8
 
 
-def prewarm(cases: Sequence[Case], processes: int | None = None) -> int:
-    """Run every distinct case once on a few steps, in processes of their own; how many ran.
+class Prewarm:
+    """A pool of processes that run cases once, so that their kernels are compiled; without a GPU it does nothing."""
 
-    A case that fails here fails again, with its reason, where it is measured.
-    """
-    short = list(dict.fromkeys(replace(case, length=min(case.length, STEPS)) for case in cases))
-    workers = processes or min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) // 2), len(short))
-    ran = 0
-    try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for done in pool.map(_runs, short):
-                ran += done
-    except BrokenExecutor:  # a process died: its kernels are compiled when they are measured
-        pass
-    return ran
+    def __init__(self, device: torch.device) -> None:
+        workers = min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) // 2))
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, context) if device.type == "cuda" else None
+        self._done: set[Case] = set()
+
+    def __enter__(self) -> Prewarm:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, cases: Sequence[Case]) -> None:
+        """Compile the kernels of these cases. A case that fails here fails again where it is measured."""
+        new = [case for case in dict.fromkeys(map(kernels_alike, cases)) if case not in self._done]
+        self._done.update(new)
+        if self._pool is None:
+            return
+        try:
+            list(self._pool.map(_runs, new))
+        except BrokenExecutor:  # a process died: what is left is compiled when it is measured
+            self._pool = None
 
 
-def _runs(case: Case) -> bool:
-    try:
+def kernels_alike(case: Case) -> Case:
+    """A quick case with the same kernels: few steps, and the batch in whole tiles of 16, at most four."""
+    return replace(case, length=min(case.length, STEPS), batch_size=16 * min(4, -(-case.batch_size // 16)))
+
+
+def _runs(case: Case) -> None:
+    with suppress(Exception):
         run_once(case, torch.device("cuda"))
-    except Exception:
-        return False
-    return True
 
 
 def run_once(case: Case, device: torch.device) -> None:
-    """Both passes of a case through holdfast, and on a GPU the floors of its configs."""
+    """Both passes of a case through holdfast, and on a GPU the floors of its configs: all the kernels of a case."""
     numbers = Numbers(case, device)
     phases: tuple[Phase, ...] = ("forward", "training")
     for phase in phases:

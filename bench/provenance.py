@@ -18,11 +18,14 @@ _ROOT = Path(__file__).parents[1]
 _CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,driver_version"
 
 
-def write_provenance(folder: Path, suite: str) -> None:
-    """Add the provenance of a suite's run to the folder's file; those of other suites stay."""
+def write_provenance(folder: Path, suite: str, **more: Any) -> None:
+    """Add the provenance of a suite's run to the folder's file; those of other suites stay.
+
+    more:  what is known at the end of the run alone; the facts from its beginning stay as they are.
+    """
     path = folder / FILE
-    runs = read_provenance(folder) if path.exists() else {}
-    runs[suite] = gather()
+    runs = read_provenance(folder)
+    runs[suite] = runs[suite] | more if more else gather()
     partial = folder / f".{FILE}.{os.getpid()}"
     partial.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)

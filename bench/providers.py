@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -230,7 +230,7 @@ class TorchNN:
     """torch.nn's module: cuDNN on a GPU.
 
     dtype:  None: the case's; else this one, the peer's best where the case is in another.
-    packed: the rows' real steps as a PackedSequence, with the packing left out of the time.
+    packed: the rows' real steps as a PackedSequence; packing and padding are left out of the time.
     """
 
     is_peer = True
@@ -247,26 +247,15 @@ class TorchNN:
         modules = [numbers.module(TORCH[case.cell], dtype, head) for head in range(case.heads)]
         if not self.packed and case.sequences != "dense":
             raise Unavailable(f"torch.nn has no argument for {case.sequences} sequences")
-        calls = self._packed(numbers, modules, dtype) if self.packed else module_calls(numbers, modules, dtype)
+        if self.packed:
+            from .packed import PackedCalls
+
+            calls: Calls = PackedCalls(numbers, modules[0], dtype)
+        else:
+            calls = module_calls(numbers, modules, dtype)
         return calls.prepared(phase, algorithm=self._algorithm(numbers, dtype, phase))
 
-    def _packed(self, numbers: Numbers, modules: list[nn.Module], dtype: torch.dtype) -> Calls:
-        from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-        lengths, case = numbers.lengths, numbers.case
-        if lengths is None or len(modules) > 1:
-            raise Unavailable("only ragged batches of one head are packed")
-        module = modules[0]
-
-        def forward(x: Tensor) -> Tensor:
-            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-            return pad_packed_sequence(module(packed)[0], total_length=case.length)[0]
-
-        return Calls(numbers, forward, {named(n, 0): p for n, p in module.named_parameters()}, dtype)
-
     def _algorithm(self, numbers: Numbers, dtype: torch.dtype, phase: Phase) -> str:
-        from dataclasses import replace
-
         if numbers.device.type != "cuda":
             return "torch's CPU op"
         case = replace(numbers.case, dtype=dtype)

@@ -25,7 +25,8 @@ def write_report(folder: Path) -> list[Path]:
         "\n".join(_section(suite, table[table["suite"] == suite], runs.get(suite, {})) for suite in suites),
         encoding="utf-8",
     )
-    written[1].write_text("\n".join(_latex(suite, table[table["suite"] == suite]) for suite in suites), "utf-8")
+    tables = [_latex(suite, table[table["suite"] == suite]) for suite in suites]
+    written[1].write_text("\n".join(["% \\usepackage{booktabs,longtable}", *tables]), encoding="utf-8")
     from .figures import FIGURES
 
     for suite in suites:

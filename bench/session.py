@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,8 +21,8 @@ from .case import Case, Phase
 from .judge import Judge
 from .measure import L2, Clock, Method, measure
 from .numbers import Numbers
-from .prewarm import prewarm
-from .provenance import write_provenance
+from .prewarm import Prewarm
+from .provenance import clocks, write_provenance
 from .providers import Prepared, Provider, Unavailable
 from .rates import Rates, gemm_us, loop_us_at_matrix_rate, measure_rates
 from .results import Results
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 PEER_FACTOR = 16
 """A peer may err this much more than holdfast before it gets no time: its own choices of precision are its own."""
+
+COMPILED_AHEAD = 16
+"""Cases whose kernels are compiled in parallel before the first of them is timed."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,17 @@ class Session:
         self._floors: dict[object, Floor] = {}
         write_provenance(self.options.out, self.suite)
 
+    def close(self) -> None:
+        """Record how the run ended: clocks under load, seconds, load, and cases that were left out."""
+        write_provenance(
+            self.options.out,
+            self.suite,
+            clocks_at_end=clocks() if self.device.type == "cuda" else None,
+            seconds=round(time.monotonic() - self.started, 1),
+            load_at_end=[round(load, 2) for load in os.getloadavg()],
+            left_out=self.left_out,
+        )
+
     @property
     def timed(self) -> bool:
         return not self.options.rehearse
@@ -108,18 +123,22 @@ class Session:
     def run(self, entries: Iterable[Entry], methods: Sequence[Method] | None = None) -> None:
         """Check and time every entry, its phases one after the other."""
         todo = list(entries)
-        if self.device.type == "cuda" and len(todo) > 1:
-            prewarm([entry.case for entry in todo])
-        for entry in self.track(todo, lambda entry: str(entry.case)):
-            with self.executing():
-                numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3)
-                judge = Judge(numbers)
-                for phase in entry.phases:
-                    self.run_phase(entry, numbers, judge, phase, methods or [self.method()])
-            del numbers, judge
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        with Prewarm(self.device) as prewarm:
+            for index, entry in enumerate(self.track(todo, lambda entry: str(entry.case))):
+                if index % COMPILED_AHEAD == 0:
+                    prewarm([entry.case for entry in todo[index : index + COMPILED_AHEAD]])
+                self._run_entry(entry, methods or [self.method()])
+
+    def _run_entry(self, entry: Entry, methods: Sequence[Method]) -> None:
+        with self.executing():
+            numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3)
+            judge = Judge(numbers)
+            for phase in entry.phases:
+                self.run_phase(entry, numbers, judge, phase, methods)
+        del numbers, judge
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def track(self, todo: Sequence[Entry], name: Callable[[Entry], str]) -> Iterator[Entry]:
         """The entries with a progress bar, until time is up."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .case import Case, Phase
-from .numbers import Numbers, named
+from .numbers import Numbers
+from .packed import PackedCalls
 from .providers import HOLDFAST, Calls, Holdfast, Prepared, Unavailable
 
 
@@ -33,25 +34,15 @@ class Twin:
 
 
 class Packed:
-    """holdfast on a PackedSequence, packed and padded again inside the time, as torch.nn's rows are."""
+    """holdfast on a PackedSequence; packing and padding are left out of the time."""
 
     name = "holdfast packed"
     is_peer = False
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
-        from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-        lengths, case = numbers.lengths, numbers.case
-        if lengths is None:
-            raise Unavailable("only ragged batches are packed")
-        module = numbers.module(HOLDFAST[case.cell], case.dtype)
-
-        def forward(x: Tensor) -> Tensor:
-            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-            return pad_packed_sequence(module(packed)[0], total_length=case.length)[0]
-
-        leaves = {named(name, 0): parameter for name, parameter in module.named_parameters()}
-        return Calls(numbers, forward, leaves, case.dtype).prepared(phase, algorithm="PackedSequence")
+        case = numbers.case
+        calls = PackedCalls(numbers, numbers.module(HOLDFAST[case.cell], case.dtype), case.dtype)
+        return calls.prepared(phase, algorithm="PackedSequence")
 
 
 class Streamed:

@@ -153,6 +153,16 @@ def _padded_noise(noise: Noise, batch_sizes: Tensor) -> Noise:
     return Noise(noise.dropout, tuple(None if mask is None else pad_packed_sequence(mask)[0] for mask in rows))
 
 
+def named_weights(
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
+    """w_ih, w_hh, b_ih, b_hh and the units' own parameters [H] each, of one layer in one direction without its w_hr."""
+    w_ih, w_hh, *rest = weights
+    parameters = rest.pop().unbind(0) if len(rest) % 2 else ()
+    b_ih, b_hh = rest or (None, None)
+    return w_ih, w_hh, b_ih, b_hh, parameters
+
+
 def unroll(
     cell: str,
     x: Tensor,
@@ -183,9 +193,7 @@ def unroll(
     trace:         a dict that gets every gate and state by name, [T, B, H], detached.
     """
     reference = reference_of(cell)
-    w_ih, w_hh, *rest = weights
-    parameters = rest.pop().unbind(0) if len(rest) % 2 else ()
-    b_ih, b_hh = rest or (None, None)
+    w_ih, w_hh, b_ih, b_hh, parameters = named_weights(weights)
 
     def product(h: Tensor) -> Tensor:
         return F.linear(h if dropout is None else h * dropout, w_hh, b_hh)

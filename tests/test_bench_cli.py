@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from holdfast.bench import session
 from holdfast.bench.case import Case
 from holdfast.bench.cli import app
-from holdfast.bench.prewarm import run_once
+from holdfast.bench.prewarm import kernels_alike, run_once
 from holdfast.bench.results import read
 from holdfast.bench.session import Options, Session
 from holdfast.bench.suites import features, flashrnn, grid, home
@@ -159,6 +160,17 @@ def test_a_warm_up_run_computes_both_passes():
     with interpret() as executor:
         run_once(Case("gru", torch.float16, 21, 3, 2), torch.device("cpu"))
     assert executor.launches == 3  # forward; forward and backward
+
+
+def test_cases_of_one_kernel_are_compiled_once():
+    case = Case("gru", torch.bfloat16, 768, 64, 1024)
+    alike = {
+        kernels_alike(replace(case, batch_size=batch, length=length))
+        for batch in (49, 64, 256)
+        for length in (99, 1024)
+    }
+    assert alike == {replace(case, length=32)}
+    assert kernels_alike(replace(case, batch_size=7)).batch_size == 16
 
 
 def test_the_suite_on_the_host_measures_the_cpu(tmp_path):

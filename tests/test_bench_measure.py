@@ -62,3 +62,27 @@ def test_inputs_rotate_unless_the_cache_is_warm(l2):
     numbers = [number for _, number in log[3:]]
     assert set(numbers) == ({0, 1, 2} if l2 == "rotating" else {0})
     assert all(a != b for a, b in itertools.pairwise(numbers)) == (l2 == "rotating")
+
+
+def test_on_a_gpu_events_stand_around_each_call_and_the_cache_is_cleared_before(monkeypatch):
+    """With CUDA's part replaced by a recorder: clear, event, call, event; nothing else in between."""
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 0.25  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr("holdfast.bench.measure._flush", lambda device: lambda: log.append("clear"))
+    method = Method("events", "cold", seconds=0.01, repeats=2)
+    (found,) = measure([lambda number: log.append("call")], method, copies=2, device=CPU)
+    timed = log[3:]  # after the warm-up
+    assert timed == ["clear", "event", "call", "event"] * (len(timed) // 4)
+    assert [q.p50 for q in found] == [250.0, 250.0]
+    assert sum(q.samples for q in found) == len(timed) // 4

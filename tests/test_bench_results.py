@@ -16,6 +16,7 @@ from holdfast.bench.compare import compare, differences
 from holdfast.bench.rates import Rates, gemm_us, loop_us_at_matrix_rate
 from holdfast.bench.report import duration, overview, shape_of, summary, write_report
 from holdfast.bench.results import COLUMNS, Results, medians, read
+from holdfast.bench.suites import host
 from holdfast.bench.suites.floors import constants
 from holdfast.kernels.resources import H100
 
@@ -154,6 +155,26 @@ def test_provenance_of_a_suite_stays_beside_the_others(tmp_path):
         "home"
     ].keys()
     assert runs["home"]["torch"] == torch.__version__
+
+
+def test_the_end_of_a_run_is_added_to_its_beginning(tmp_path):
+    provenance.write_provenance(tmp_path, "home")
+    began = provenance.read_provenance(tmp_path)["home"]
+    provenance.write_provenance(tmp_path, "home", seconds=1.5)
+    assert provenance.read_provenance(tmp_path)["home"] == began | {"seconds": 1.5}
+
+
+def test_the_host_suite_says_what_holdfast_adds():
+    def pair(case: Case, phase: str, ours: float, torchs: float) -> list[dict[str, object]]:
+        base = {"suite": "host", "phase": phase, **case.columns(), "l2": "rotating", "clock": "wall", "repeat": 0}
+        return [{**base, "provider": "holdfast", "p50_us": ours}, {**base, "provider": "torch.nn", "p50_us": torchs}]
+
+    useful = host.USEFUL[0]
+    table = [*pair(host.FIXED, "forward", 12.0, 10.0), *pair(host.FIXED, "training", 33.0, 30.0)]
+    table += [*pair(useful, "forward", 101.0, 100.0), *pair(useful, "training", 306.0, 300.0)]
+    said = host.verdict(medians(pd.DataFrame(table, columns=COLUMNS)))
+    assert "+2.0 us forward, +3.0 us training" in said
+    assert "1.015 in the median, at most 1.020 (lstm fp32 H=128 B=16 T=50, training)" in said
 
 
 def test_operations_are_counted_by_hand():

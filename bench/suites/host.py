@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
 from ..case import Case
 from ..providers import Holdfast, TorchNN
+from ..report import shape_of
+from ..results import SHAPE, medians
 from ..session import Entry, Session
 
 FIXED = Case("lstm", torch.float32, 1, 1, 1)
@@ -29,3 +32,25 @@ def run(session: Session) -> None:
     providers = (Holdfast(), TorchNN())
     chosen = USEFUL[:3] if session.options.quick else USEFUL
     session.run(Entry(case, providers) for case in (FIXED, *chosen))
+    found = medians(session.results.table())
+    if {provider.name for provider in providers} <= set(found["provider"]):
+        session.console.print(verdict(found))
+
+
+def verdict(found: pd.DataFrame) -> str:
+    """What holdfast adds to torch.nn: microseconds of a call that computes nothing, and the share of a useful one."""
+    ours, torchs = (
+        found[found["provider"] == name].set_index([*SHAPE, "phase"])["p50_us"] for name in ("holdfast", "torch.nn")
+    )
+    sizes = ours.index.get_level_values("H")
+    added, share = ours - torchs, ours / torchs
+    fixed = {
+        phase: added[(sizes == FIXED.hidden_size)].xs(phase, level="phase").iloc[0] for phase in ("forward", "training")
+    }
+    useful = share[sizes != FIXED.hidden_size]
+    worst = useful.idxmax()
+    return (
+        f"Fixed part of a call: {fixed['forward']:+.1f} us forward, {fixed['training']:+.1f} us training. "
+        f"Time over torch.nn's at useful sizes: {useful.median():.3f} in the median, at most {useful.max():.3f} "
+        f"({shape_of(pd.Series(dict(zip([*SHAPE, 'phase'], worst, strict=True))))}, {worst[-1]})"
+    )

@@ -12,8 +12,8 @@ from ..cli import fail, make_folder
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for tables, report and figures.")] = Path("tasks_out"),
-    quick: Annotated[bool, typer.Option("--quick", help="A third of the training, two seeds.")] = False,
-    minutes: Annotated[float | None, typer.Option(help="The most that it may take; 25, with --quick 8.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Less training, two seeds: 5 minutes on a core.")] = False,
+    minutes: Annotated[float | None, typer.Option(help="The most that it may take; 25, with --quick 9.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many; 3, with --quick 2.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Name of a task; may be given again.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,

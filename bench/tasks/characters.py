@@ -27,7 +27,8 @@ class Characters(Task):
     higher_is_better = False
     parameters = 60_000
     epochs = 3.0
-    weight = 10.0
+    quick_epochs = 0.75
+    epoch_seconds = 28.0
     learning_rates: ClassVar = {"RNN": 1e-2, "GRU": 2e-2, "GRU reset_after=False": 2e-2, "LSTM": 3e-2}
 
     batch_size = 32

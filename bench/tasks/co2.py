@@ -143,7 +143,8 @@ class Forecast(Co2Task):
     title = "CO2 at Mauna Loa (statsmodels), the value 24 weeks ahead, many-to-one"
     parameters = 3_000
     epochs = 20.0
-    weight = 1.5
+    quick_epochs = 10.0
+    epoch_seconds = 1.0
     learning_rates: ClassVar = {"RNN": 5e-3, "GRU": 2e-2, "GRU reset_after=False": 2e-2, "LSTM": 2e-2}
     steps = 6
 
@@ -167,7 +168,8 @@ class Horizon(Co2Task):
     title = "CO2 at Mauna Loa, the whole year ahead in 13 steps, one-to-many"
     parameters = 6_000
     epochs = 20.0
-    weight = 2.5
+    quick_epochs = 10.0
+    epoch_seconds = 1.5
     learning_rates: ClassVar = {"RNN": 5e-3, "GRU": 2e-2, "GRU reset_after=False": 2e-2, "LSTM": 2e-2}
     steps = YEAR
 

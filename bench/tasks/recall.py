@@ -25,8 +25,9 @@ class Recall(Task):
     metric = "mean return (1 is perfect)"
     higher_is_better = True
     parameters = 5_000
-    epochs = 25.0
-    weight = 5.0
+    epochs = 32.0
+    quick_epochs = 16.0
+    epoch_seconds = 2.6
     models: ClassVar = {**MODELS, "no memory": NoMemory}
     learning_rates: ClassVar = {
         "RNN": 5e-3,

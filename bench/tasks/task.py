@@ -21,7 +21,8 @@ class Task(ABC):
     higher_is_better:  the direction of that metric.
     parameters:        about how many numbers each model has.
     epochs:            passes over the training data in a full run.
-    weight:            its share of a full run's time, against those of the other tasks.
+    quick_epochs:      in a quick one.
+    epoch_seconds:     about how long all its models take for an epoch on one core, to share out the time of a run.
     learning_rates:    Adam's, at the start: the best of three or four for each model, by held-out quality, other seeds.
     """
 
@@ -31,7 +32,8 @@ class Task(ABC):
     higher_is_better: ClassVar[bool]
     parameters: ClassVar[int]
     epochs: ClassVar[float]
-    weight: ClassVar[float]
+    quick_epochs: ClassVar[float]
+    epoch_seconds: ClassVar[float]
     learning_rates: ClassVar[dict[str, float]]
     models: ClassVar[dict[str, Recurrent]] = MODELS
 

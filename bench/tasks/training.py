@@ -84,13 +84,13 @@ def train(
     task: Task,
     learners: Sequence[Learner],
     *,
-    epochs: float | None = None,
+    epochs: float,
     seconds: float | None = None,
     on_round: Callable[[float], None] = lambda progress: None,
 ) -> pd.DataFrame:
     """Train all learners for the same number of updates and return their curves, a row a measurement.
 
-    epochs:    passes over the training data; None: as many as the task names.
+    epochs:    passes over the training data.
     seconds:   stop early when this much time has passed; None: never. The learning rate follows whichever ends first.
     on_round:  called after every round of updates with the share of the work that is done.
 
@@ -98,7 +98,7 @@ def train(
     since the row before), gradient_norm (largest since then), clipped (share of the updates since then whose norm was
     above CLIP) and quality.
     """
-    updates = max(1, round((task.epochs if epochs is None else epochs) * task.updates_per_epoch))
+    updates = max(1, round(epochs * task.updates_per_epoch))
     evaluate_at = {round(updates * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)} | {updates}
     rows = [measure(task, learner) for learner in learners]
     # In changing order: the second of two models of one shape finds what it needs in the caches (5% to 15% less time).

@@ -29,7 +29,8 @@ class Words(Task):
     higher_is_better = True
     parameters = 30_000
     epochs = 4.0
-    weight = 6.0
+    quick_epochs = 1.5
+    epoch_seconds = 16.0
     learning_rates: ClassVar = {"RNN": 1e-2, "GRU": 2e-2, "GRU reset_after=False": 2e-2, "LSTM": 2e-2}
 
     batch_size = 64
