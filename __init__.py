@@ -4,9 +4,11 @@ from . import autotune
 from .cells import ops as _ops  # noqa: F401  registers holdfast::layer, for saved programs too
 from .cells.backend import backend, current_backend
 from .cells.convert import convert, to_torch
+from .cells.custom import define_cell
 from .cells.gru import GRU
 from .cells.lstm import LSTM
 from .cells.plot import plot_gates
+from .cells.recurrent import Recurrent
 from .cells.rnn import RNN
 from .cells.stateful import Stateful
 from .cells.step import GRUCell, LSTMCell, RNNCell
@@ -20,11 +22,13 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Recurrent",
     "Stateful",
     "autotune",
     "backend",
     "convert",
     "current_backend",
+    "define_cell",
     "plot_gates",
     "to_torch",
 ]

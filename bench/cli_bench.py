@@ -87,13 +87,18 @@ def tasks(
     seed: Seed = 0,
 ) -> None:
     """Train RNN, GRU and LSTM on real sequence data and table quality, time and spread."""
-    from .cli import make_folder
+    from .cli import fail, make_folder
 
     make_folder(out)
     _need_matplotlib()
     from .tasks.run import run_tasks
 
-    run_tasks(out, quick=quick, minutes=minutes, seeds=seeds, only=only, seed=seed)
+    try:
+        run_tasks(out, quick=quick, minutes=minutes, seeds=seeds, only=only, seed=seed)
+    except ValueError as error:
+        fail(str(error), "Name tasks with --only, or leave it out for all of them.")
+    except ImportError as error:
+        fail(f"the tasks need a package that is not here: {error}", "Install it: pip install 'holdfast[bench]'")
 
 
 @bench.command(epilog="Example: holdfast bench report results")

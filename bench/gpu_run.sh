@@ -7,7 +7,7 @@
 # MINUTES=25 bounds the whole run; ONLY='install|smoke' picks stages by a pattern, where one call may not take as long
 # as all of them, for instance in three calls of ten minutes:
 #
-#   MINUTES=9 ONLY='^(install|device|info|smoke|forward|backward|training|memcheck)$'
+#   MINUTES=9 ONLY='^(install|device|info|smoke|bench_smoke|forward|backward|training|rest|memcheck)$'
 #   MINUTES=9 ONLY='^(install|info|bench_floors|tune|bench_home|bench_memory|bench_latency)$'
 #   MINUTES=9 ONLY='^(install|info|import|bench_.*|full_size|profile)$' TUNED=folder-with-what-the-second-call-tuned
 #
@@ -107,6 +107,9 @@ if [ "$where" = gpu ]; then
     tests forward 420 "" tests/test_kernels_forward.py "${workers[@]}"
     tests backward 420 "" tests/test_kernels_backward.py "${workers[@]}"
     tests training 300 "" tests/test_training_gpu.py tests/test_gpu_graph.py tests/test_gpu_memory.py
+    tests rest 300 "" tests "${workers[@]}" --ignore tests/test_kernels_forward.py \
+        --ignore tests/test_kernels_backward.py --ignore tests/test_training_gpu.py \
+        --ignore tests/test_gpu_graph.py --ignore tests/test_gpu_memory.py
     tool memcheck 180 compute-sanitizer --tool memcheck --error-exitcode 1 \
         "$PYTHON" -m holdfast bench smoke --quick --providers holdfast --seconds 0.001 --out "$WORK/memcheck"
     suite floors 2

@@ -54,12 +54,10 @@ class Streamed:
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         import holdfast
 
-        if not hasattr(holdfast, "Stateful"):
-            raise Unavailable("not in this version")
         if phase == "training":
             raise Unavailable("a stream is not trained on")
         case = numbers.case
-        stream: Any = holdfast.Stateful(numbers.module(HOLDFAST[case.cell], case.dtype))  # type: ignore[attr-defined]
+        stream: Any = holdfast.Stateful(numbers.module(HOLDFAST[case.cell], case.dtype))
 
         def forward(x: Tensor) -> Tensor:
             stream.reset()

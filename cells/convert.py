@@ -10,7 +10,9 @@ from torch.nn.utils import parametrize
 from .base import RecurrentBase
 from .gru import GRU
 from .lstm import LSTM
+from .recurrent import Recurrent
 from .rnn import RNN
+from .stateful import Stateful
 from .step import GRUCell, LSTMCell, RNNCell
 
 M = TypeVar("M", bound=nn.Module)
@@ -45,16 +47,24 @@ def convert(model: M) -> M:
 def to_torch(model: M) -> M:
     """The inverse of `convert`: turn holdfast's modules in `model` into torch.nn's, in place. Returns `model`.
 
-    Raises TypeError where `model` is no module; ValueError, with nothing changed, where a module has an option that
-    torch.nn lacks.
+    Raises TypeError where `model` is no module; ValueError, with nothing changed, where a module or one of its options
+    has no counterpart in torch.nn.
     """
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
-            if isinstance(module, RecurrentBase) and module.chosen_options():
-                chosen = ", ".join(f"{option}={value!r}" for option, value in module.chosen_options().items())
-                where = f" at {name!r}" if name else ""
-                raise ValueError(f"torch.nn has nothing for {chosen} of the {type(module).__name__}{where}")
+            missing = _beyond_torch(module)
+            if missing:
+                raise ValueError(f"torch.nn has nothing for {missing}{f' of {name!r}' if name else ''}")
     return _swap(model, TO_TORCH)
+
+
+def _beyond_torch(module: nn.Module) -> str:
+    """What of this module torch.nn lacks, or nothing."""
+    if isinstance(module, (Recurrent, Stateful)):
+        return f"holdfast.{type(module).__name__}"
+    if isinstance(module, RecurrentBase):
+        return ", ".join(f"{option}={value!r}" for option, value in module.chosen_options().items())
+    return ""
 
 
 def _swap(model: M, table: dict[type[nn.Module], type[nn.Module]]) -> M:

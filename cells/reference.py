@@ -134,7 +134,10 @@ def reference_of(name: str) -> Reference:
     names = chosen.removesuffix(")").split(",") if chosen else ["tanh", "sigmoid"]
     if family not in FAMILIES or len(names) != 2:
         known = ", ".join(map(repr, (*REFERENCES, *FAMILIES)))
-        raise ValueError(f"cell should be one of {known}, or as 'lstm(relu,hard_sigmoid)', got {name!r}")
+        raise ValueError(
+            f"cell should be one of {known}, these also as 'lstm(relu,hard_sigmoid)', got {name!r}; "
+            "holdfast.define_cell adds others"
+        )
     return FAMILIES[family](find_activation(names[0]), find_activation(names[1], "recurrent_activation"))
 
 

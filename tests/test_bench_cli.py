@@ -64,6 +64,7 @@ def test_a_suite_for_a_gpu_is_refused_without_one(suite, tmp_path):
         (["compare", "{tmp}", "{tmp}"], "holds no results.csv"),
         (["smoke", "--seconds", "0"], "--seconds"),
         (["nonsense"], "No such command 'nonsense'"),
+        (["tasks", "--only", "nonsense", "--out", "{tmp}"], "Name tasks with --only"),
     ],
 )
 def test_bad_arguments_end_with_what_to_do(arguments, message, tmp_path):
