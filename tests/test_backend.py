@@ -129,7 +129,7 @@ def test_every_reason_is_named():
         plan = module.explain(x)
     assert plan.regime == "eager"
     assert plan.config is None
-    expected = {"no_gpu", "packed_sequence", "proj_size", "unsupported_dtype", "backend_eager"}
+    expected = {"no_gpu", "unsupported_dtype", "backend_eager"}
     assert set(names(plan)) == expected
     assert all(name in str(plan) for name in expected)
     assert plan.problem.batch_size == 2
@@ -376,7 +376,6 @@ def test_plan_names_the_op_of_an_eager_call():
         ("transform", lambda m: vmap(lambda x: m(x)[0])(X[None])),
         ("transform", lambda m: jvp(lambda x: m(x)[0], (X,), (X,))),
         ("forward_ad", lambda m: with_tangent(m)),
-        ("packed_sequence", lambda m: m(pack_sequence([X[:, 0]]))),
         ("mixed_dtypes", lambda m: m(X, torch.zeros(1, 2, 7, dtype=torch.bfloat16))),
         ("mixed_devices", lambda m: m(X, torch.zeros(1, 2, 7, device="meta"))),
         ("tracing", lambda m: torch.jit.trace(m, X)),

@@ -103,17 +103,6 @@ def test_half_precision_as_torch_in_float64(cell, dtype):
     assert errors.ok, errors
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-def test_a_projection_trains_on_torchs_op():
-    a, b = holdfast.LSTM(INPUT, HIDDEN, proj_size=3), nn.LSTM(INPUT, HIDDEN, proj_size=3)
-    b.load_state_dict(a.state_dict())
-    with holdfast.backend("auto"):
-        for module in (a, b):
-            module(torch.ones(T, B, INPUT))[0].square().sum().backward()
-    for p, q in zip(a.parameters(), b.parameters(), strict=True):
-        assert torch.equal(p.grad, q.grad)
-
-
 # module.keep
 
 X = torch.ones(T, B, INPUT)
