@@ -27,6 +27,10 @@ PHASES: dict[str, tuple[Phase, ...]] = {
 }
 
 
+NEEDED = {"cell", "hidden_size", "batch"}
+OPTIONAL = {"dtype", "directions", "phase", "length", "precision", "features"}
+
+
 class Wanted(NamedTuple):
     problem: Problem
     length: LengthClass = "long"
@@ -59,17 +63,7 @@ def read_list(path: Path) -> list[Wanted]:
         table = pd.read_csv(path, comment="#", skipinitialspace=True, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise ListError(f"{path}: cannot be read as CSV: {error}") from error
-    missing = {"cell", "hidden_size", "batch"} - set(table.columns)
-    unknown = set(table.columns) - {
-        "cell",
-        "hidden_size",
-        "batch",
-        "dtype",
-        "directions",
-        "phase",
-        "length",
-        "precision",
-    }
+    missing, unknown = NEEDED - set(table.columns), set(table.columns) - NEEDED - OPTIONAL
     if missing or unknown:
         raise ListError(
             f"{path}: columns {', '.join(sorted(missing | unknown))} are "
