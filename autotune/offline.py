@@ -30,6 +30,8 @@ class CompiledReport:
     target:               architecture name, e.g. "sm_90".
     registers:            32-bit registers per thread (AMD: vector registers per lane, accumulation registers included).
     spill_bytes:          local memory per thread in bytes: the stack (CUDA) or scratch (AMD). 0 means nothing spills.
+    spills_in_loop:       local loads and stores in the time loop's code, counted where they stand. A value put aside
+                          before the loop costs a step nothing: spill_bytes may be above 0 where this is 0.
     shared_bytes:         shared memory (AMD: LDS) of one program, in bytes.
     matrix_instructions:  matrix-unit instructions in the code, counted where they stand, not as often as they run.
     matrix_family:        their names: "HMMA" (Ampere), "HGMMA" (Hopper's wgmma), "UTCHMMA" (tcgen05), "MFMA" (AMD).
@@ -42,6 +44,7 @@ class CompiledReport:
     target: str
     registers: int
     spill_bytes: int
+    spills_in_loop: int
     shared_bytes: int
     matrix_instructions: int
     matrix_family: str
@@ -81,13 +84,14 @@ def compile_offline(
     )
     seconds = time.perf_counter() - start
     if "cubin" in compiled.asm:
-        registers, spill, families, barriers = _read_cubin(compiled.asm["cubin"])
+        registers, spill, in_loop, families, barriers = _read_cubin(compiled.asm["cubin"])
     else:
-        registers, spill, families, barriers = _read_amdgcn(compiled.asm["amdgcn"])
+        registers, spill, in_loop, families, barriers = _read_amdgcn(compiled.asm["amdgcn"])
     return CompiledReport(
         target=target,
         registers=registers,
         spill_bytes=spill,
+        spills_in_loop=in_loop,
         shared_bytes=compiled.metadata.shared,
         matrix_instructions=families.total(),
         matrix_family="+".join(sorted(families)),
@@ -118,28 +122,51 @@ def _leaves(kind: ArgumentType) -> Iterator[str]:
             yield from _leaves(element)
 
 
-def _read_cubin(cubin: bytes) -> tuple[int, int, Counter[str], int]:
-    """(registers, stack bytes, matrix instructions by family, barriers) by the disassemblers in Triton's wheel."""
+def _read_cubin(cubin: bytes) -> tuple[int, int, int, Counter[str], int]:
+    """(registers, stack bytes, local accesses in the time loop, matrix instructions by family, barriers) by the
+    disassemblers in Triton's wheel."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", path)
         code = _tool(knobs.nvidia.nvdisasm.path, "-c", path)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    families = Counter(re.findall(r"(?<![\w.])(\w+MMA)[.\s]", code))  # not HFMA2.MMA, which is no matrix instruction
-    return registers, stack, families, len(re.findall(r"\bBAR\.(?:SYNC|RED)\b", code))
+    families = Counter(_MATRIX.findall(code))
+    in_loop = accesses_in_time_loop(
+        code, matrix=_MATRIX, label=r"^\s*\.(L_x_\d+):", jump=r"\bBRA\b.*`\(\.(L_x_\d+)\)", access=r"\b(?:STL|LDL)\b"
+    )
+    return registers, stack, in_loop, families, len(re.findall(r"\bBAR\.(?:SYNC|RED)\b", code))
 
 
 def _tool(path: str, flag: str, file: Path) -> str:
     return subprocess.run([path, flag, str(file)], check=True, capture_output=True, text=True).stdout
 
 
-def _read_amdgcn(code: str) -> tuple[int, int, Counter[str], int]:
+_MATRIX = re.compile(r"(?<![\w.])(\w+MMA)[.\s]")  # not HFMA2.MMA, which is no matrix instruction
+
+
+def accesses_in_time_loop(code: str, *, matrix: re.Pattern[str], label: str, jump: str, access: str) -> int:
+    """Lines matching `access` in the time loop: of the code between a label and a jump back to it, the shortest stretch
+    with a matrix instruction. 0 where nothing loops."""
+    lines = code.splitlines()
+    labels = {found[1]: number for number, line in enumerate(lines) if (found := re.search(label, line))}
+    jumps = ((number, labels.get(found[1])) for number, line in enumerate(lines) if (found := re.search(jump, line)))
+    loops = [lines[start : end + 1] for end, start in jumps if start is not None and start < end]
+    with_matrix = [loop for loop in loops if any(matrix.search(line) for line in loop)]
+    time_loop = min(with_matrix, key=len, default=[])
+    return sum(bool(re.search(access, line)) for line in time_loop)
+
+
+def _read_amdgcn(code: str) -> tuple[int, int, int, Counter[str], int]:
     """As `_read_cubin`, from the assembly's own metadata. A scalar register spills into vector lanes, not to memory."""
 
     def metadata(name: str) -> int:
         return int(re.search(rf"\.{name}:\s+(\d+)", code).group(1))  # type: ignore[union-attr]
 
     spill = max(metadata("private_segment_fixed_size"), 4 * metadata("vgpr_spill_count"))
-    families = Counter("MFMA" for _ in re.finditer(r"\bv_s?mfmac?_", code))
-    return metadata("vgpr_count"), spill, families, len(re.findall(r"\bs_barrier\b", code))
+    mfma = re.compile(r"\bv_s?mfmac?_")
+    in_loop = accesses_in_time_loop(
+        code, matrix=mfma, label=r"^\.?(LBB\w+):", jump=r"\bs_c?branch\w*\s+\.?(LBB\w+)", access=r"\bscratch_"
+    )
+    families = Counter("MFMA" for _ in mfma.finditer(code))
+    return metadata("vgpr_count"), spill, in_loop, families, len(re.findall(r"\bs_barrier\b", code))
