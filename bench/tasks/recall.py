@@ -25,15 +25,15 @@ class Recall(Task):
     metric = "mean return (1 is perfect)"
     higher_is_better = True
     parameters = 5_000
-    epochs = 32.0
-    quick_epochs = 16.0
+    epochs = 25.0
+    quick_epochs = 14.0
     epoch_seconds = 2.6
     models: ClassVar = {**MODELS, "no memory": NoMemory}
     learning_rates: ClassVar = {
         "RNN": 5e-3,
-        "GRU": 1e-2,
-        "GRU reset_after=False": 1e-2,
-        "LSTM": 1e-2,
+        "GRU": 2e-2,
+        "GRU reset_after=False": 2e-2,
+        "LSTM": 3e-2,
         "no memory": 5e-3,
     }
 
