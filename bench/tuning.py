@@ -106,15 +106,11 @@ def _summary_row(tuned: Tuned) -> dict[str, Any]:
     latest = tuned.entry.latest(keep)
     best = tuned.entry.best(keep)
     default = latest.get(tuned.entry.heuristic) if tuned.entry.heuristic else None
+    extra = [*(["both directions"] if key.directions == 2 else []), *key.features]
+    extra += ["short"] if key.length == "short" else []
     correlation = rank_correlation(table[table["keep"] == keep])
     return {
-        "cell": key.cell,
-        "phase": key.phase,
-        "dtype": key.dtype,
-        "H": key.hidden_size,
-        "B": f"<={key.batch}",
-        "D": key.directions,
-        "T": key.length,
+        "problem": " ".join([key.cell, key.phase, key.dtype, f"H={key.hidden_size}", f"B<={key.batch}", *extra]),
         "tried": len(table),
         "timed": int(table["warm_us"].notna().sum()),
         "best config": str(best.config) if best else "",
@@ -155,7 +151,8 @@ def print_results(done: Sequence[Tuned], options: Options) -> None:
             continue
         shown = shown.assign(is_heuristic=shown["is_heuristic"].map({True: "yes", False: ""}))
         print_table(shown.round(1).astype(object).where(shown.notna(), ""), console)
-    print_table(summary(done).replace("", pd.NA).dropna(axis="columns", how="all").fillna(""), console)
+    shown = summary(done)
+    print_table(shown[[name for name in shown if not shown[name].isin(["", "none"]).all()]], console)
     if options.device is None:
         console.print("A rehearsal: nothing was timed, and no selection will use what it wrote.")
     console.print(quality_line([tuned.entry for tuned in done]), markup=False)
