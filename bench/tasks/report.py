@@ -93,6 +93,7 @@ def task_lines(results: Results) -> str:
     for name, baselines in results.baselines.groupby("task", sort=False):
         task = TASKS[str(name)]
         reached = ", ".join(f"{value:.3g} {baseline}" for baseline, value in baselines[["baseline", "value"]].values)
+        reached += "" if task.optimum is None else f", {task.optimum:g} at best"
         better = "higher" if task.higher_is_better else "lower"
         lines.append(
             f"- **{name}**: {task.title}. Quality: {task.metric}, {better} is better. To compare: {reached}.\n"

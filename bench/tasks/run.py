@@ -70,7 +70,7 @@ def run_tasks(
     train_seeds(plan, range(seed, seed + seeds), end, results, out, console)
     paths = write_report(out)
     results = read_results(out)
-    print_table(quality_table(results), console)
+    print_table(quality_table(results).drop(columns=["quality", "better"]), console)
     console.print(reading(compare(results.curves, results.baselines), results.equal_hidden))
     console.print("Written: " + ", ".join(map(str, paths)))
     console.print(f"The tasks took {time.perf_counter() - started:.0f} s.")
