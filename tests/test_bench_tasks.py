@@ -377,6 +377,12 @@ def test_the_report_comes_from_the_files_alone(folder, tmp_path):
     assert (tmp_path / "tasks.png").read_bytes() == (folder / "tasks.png").read_bytes()
 
 
+def test_a_run_without_time_trains_a_little(tmp_path):
+    curves = run.run_tasks(tmp_path, minutes=1e-4, only=["forecast"]).curves
+    assert set(curves["seed"]) == {0}
+    assert 0 < curves["epoch"].max() < TASKS["forecast"].epochs
+
+
 def test_clipping_is_counted_run_by_run():
     runs = [
         ("forecast", "GRU", 0, CLIP, 1.0),

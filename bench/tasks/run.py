@@ -88,7 +88,7 @@ def train_seeds(
         last = 0.0
         for i, seed in enumerate(seeds):
             began = time.perf_counter()
-            if end - began < SPARE * last:
+            if i and end - began < SPARE * last:
                 progress.console.print(f"No time for more than {i} of {len(seeds)} seeds, see --minutes.")
                 break
             for j, (task, epochs) in enumerate(plan):
