@@ -7,6 +7,7 @@ noise of a run.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,12 +62,13 @@ def measure(calls: Sequence[Call], method: Method, *, copies: int, device: torch
     stopwatch = Events(device) if method.clock == "events" else HostClock(device, method.clock)
     flush = _flush(device) if method.l2 == "cold" else None
     found: list[list[Quantiles]] = [[] for _ in calls]
+    order = random.Random(0)
     for _ in range(method.repeats):
         stopwatch.start(len(calls))
         rounds = max(counts)
         for turn in range(rounds):
-            for place in range(len(calls)):
-                index = (turn + place) % len(calls)
+            # In another order each time: what ran before leaves its traces in the caches.
+            for index in order.sample(range(len(calls)), len(calls)):
                 if (turn * counts[index]) // rounds == ((turn + 1) * counts[index]) // rounds:
                     continue  # a slow call takes part in some rounds only
                 number = 0 if method.l2 == "warm" else turn % copies
@@ -85,7 +87,7 @@ class HostClock:
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
         self.device = device
-        self.now_ns = time.process_time_ns if clock == "cpu" else time.perf_counter_ns
+        self.now_ns = host_clock_ns(clock)
 
     def start(self, calls: int) -> None:
         self._samples: list[list[float]] = [[] for _ in range(calls)]
@@ -120,6 +122,15 @@ class Events:
     def samples(self) -> list[list[float]]:
         synchronize(self.device)
         return [[before.elapsed_time(after) * 1e3 for before, after in pairs] for pairs in self._pairs]
+
+
+def host_clock_ns(clock: Clock) -> Callable[[], int]:
+    return time.process_time_ns if clock == "cpu" else time.perf_counter_ns
+
+
+def cpu_clock() -> Clock:
+    """Processor time where torch has one thread; with more it would count them all."""
+    return "cpu" if torch.get_num_threads() == 1 else "wall"
 
 
 def synchronize(device: torch.device) -> None:

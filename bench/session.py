@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..kernels.plan import Plan
 from .case import Case, Phase
 from .judge import Judge
-from .measure import L2, Clock, Method, measure
+from .measure import L2, Clock, Method, cpu_clock, measure
 from .numbers import Numbers
 from .prewarm import Prewarm
 from .provenance import clocks, write_provenance
@@ -113,7 +113,7 @@ class Session:
         default = 0.1 if self.options.quick else 0.6
         seconds = self.options.seconds or default
         if self.device.type == "cpu":
-            return Method("cpu" if torch.get_num_threads() == 1 else "wall", "rotating", seconds)
+            return Method(cpu_clock(), "rotating", seconds)
         return Method(clock or "events", l2 or "cold", seconds)
 
     def wants(self, provider: Provider) -> bool:

@@ -50,7 +50,7 @@ def test_processor_time_leaves_out_waiting():
     assert 2000 <= working.p20 < 10_000
 
 
-def test_calls_take_turns_and_begin_in_turns():
+def test_calls_take_turns_in_changing_order():
     """Between two calls of one provider there is one of the other, and not always in the same order."""
     log: list[tuple[str, int]] = []
     run([recorder(log, "a"), recorder(log, "b")], seconds=60, repeats=1)  # both as often as a call may be timed
