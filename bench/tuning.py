@@ -145,7 +145,9 @@ def print_results(done: Sequence[Tuned], options: Options) -> None:
     console = Console()
     for tuned in done:
         console.print(f"[bold]{tuned.entry.key.name}[/bold] on {tuned.entry.fingerprint.gpu}")
-        shown = tuned.table.head(TEN_BEST).dropna(axis="columns", how="all")
+        shown = tuned.table.head(TEN_BEST).drop(columns=["p20_us", "p80_us", "shared_bytes"])
+        shown = shown.assign(why=shown["why"].where(~shown["status"].isin(["timed", "stopped", "right"]), pd.NA))
+        shown = shown.replace("", pd.NA).dropna(axis="columns", how="all")
         if shown.empty:
             console.print(f"  {tuned.note or 'no candidate'}\n")
             continue
