@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..demo.report import STYLES as DEMO_STYLES
 from .registry import TASKS
 from .results import Results
 from .training import CLIP
@@ -18,14 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Colours and markers that stay apart in grey and for colour-blind readers (Okabe and Ito).
-STYLES = {
-    "RNN": ("#E69F00", "o"),
-    "GRU": ("#0072B2", "s"),
-    "GRU reset_after=False": ("#56B4E9", "D"),
-    "LSTM": ("#009E73", "^"),
-    "no memory": ("#CC79A7", "v"),
-}
+STYLES = {**DEMO_STYLES, "GRU reset_after=False": ("#56B4E9", "D"), "no memory": ("#CC79A7", "v")}
 COLUMNS = 3
 
 
