@@ -8,21 +8,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .case import GATES
 from .results import SHAPE, medians
 
-# Colours and markers that stay apart in grey and for colour-blind readers (Okabe and Ito).
-_STYLES = [
-    ("#0072B2", "o"),
-    ("#E69F00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#D55E00", "v"),
-    ("#56B4E9", "P"),
-    ("#F0E442", "X"),
-    ("0.4", "*"),
-]
+# Colours that stay apart in grey and for colour-blind readers (Okabe and Ito); more markers than colours.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "0.4", "#F0E442")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "*", "X", "<", ">", "p")
 MANY = 24
 """More cases than this do not fit on an axis by name; they are drawn over the hidden size."""
 
@@ -51,10 +44,13 @@ def times(rows: pd.DataFrame, stem: Path) -> bool:
             errors = [chosen["p50_us"] - chosen["p20_us"], chosen["p80_us"] - chosen["p50_us"]]
             drawn = {"color": colour, "marker": marker, "linestyle": "", "markersize": 5, "label": provider}
             axes.errorbar(chosen["p50_us"], y, xerr=[e.fillna(0) for e in errors], elinewidth=1, **drawn)
-        floors = of_phase.dropna(subset=["floor_us"])
+        floors = of_phase[of_phase["floor_us"].notna() & (of_phase["provider"] == "holdfast")]
         y = [places[tuple(case)] for case in floors[SHAPE].astype(str).itertuples(index=False)]
         axes.plot(floors["floor_us"], y, linestyle="", marker="|", markersize=12, color="black", label="floor")
-        axes.set(xscale="log", xlabel="microseconds a call", title=phase)
+        axes.set(xscale="log", xlabel="time of a call", title=phase)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(lambda us, _: plain_duration(us))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
     panels[0].set_yticks(list(places.values()), names, fontsize=8)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -166,10 +162,15 @@ FIGURES = {"times": times, "held": held, "roofline": roofline}
 """What may be drawn of a suite; each returns False where its rows have nothing of the kind."""
 
 
+def plain_duration(us: float) -> str:
+    """A tick's microseconds: "300 us", "1 ms"."""
+    return f"{us:g} us" if us < 1e3 else f"{us / 1e3:g} ms" if us < 1e6 else f"{us / 1e6:g} s"
+
+
 def styles(names: pd.Series) -> list[tuple[str, str, str]]:
     """(name, colour, marker) of each name, in order of appearance."""
     unique = list(dict.fromkeys(names))
-    return [(name, *_STYLES[i % len(_STYLES)]) for i, name in enumerate(unique)]
+    return [(name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, name in enumerate(unique)]
 
 
 def _figure(width: float, height: float) -> Any:

@@ -7,6 +7,7 @@ noise of a run.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-Clock = Literal["events", "wall"]
+Clock = Literal["events", "wall", "cpu"]
 L2 = Literal["cold", "warm", "rotating"]
 Call = Callable[[int], object]
 """Runs once on the input of this number."""
@@ -28,7 +29,7 @@ class Method:
     """How calls are timed.
 
     clock:    "events": CUDA events around the call; "wall": perf_counter, on a GPU with a synchronisation before both
-              readings.
+              readings; "cpu": processor time of this process, which a neighbour on the core does not lengthen.
     l2:       "cold": a write of more than the L2 before every timed call, inputs in rotation; "warm": the call before
               it was the same, on the same input; "rotating" (CPU): inputs in rotation, caches as they are.
     seconds:  of timed calls that each provider may take, all repeats together.
@@ -58,15 +59,16 @@ def measure(calls: Sequence[Call], method: Method, *, copies: int, device: torch
     """
     seconds = [_warm_up(call, copies, device) for call in calls]
     counts = [_count(once, method.seconds / method.repeats) for once in seconds]
-    stopwatch = Events(device) if method.clock == "events" else Wall(device)
+    stopwatch = Events(device) if method.clock == "events" else HostClock(device, method.clock)
     flush = _flush(device) if method.l2 == "cold" else None
     found: list[list[Quantiles]] = [[] for _ in calls]
+    order = random.Random(0)
     for _ in range(method.repeats):
         stopwatch.start(len(calls))
         rounds = max(counts)
         for turn in range(rounds):
-            for place in range(len(calls)):
-                index = (turn + place) % len(calls)
+            # In another order each time: what ran before leaves its traces in the caches.
+            for index in order.sample(range(len(calls)), len(calls)):
                 if (turn * counts[index]) // rounds == ((turn + 1) * counts[index]) // rounds:
                     continue  # a slow call takes part in some rounds only
                 number = 0 if method.l2 == "warm" else turn % copies
@@ -80,21 +82,22 @@ def measure(calls: Sequence[Call], method: Method, *, copies: int, device: torch
     return found
 
 
-class Wall:
-    """perf_counter around each call."""
+class HostClock:
+    """perf_counter or the process's processor time around each call."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Clock) -> None:
         self.device = device
+        self.now_ns = host_clock_ns(clock)
 
     def start(self, calls: int) -> None:
         self._samples: list[list[float]] = [[] for _ in range(calls)]
 
     def time(self, index: int, call: Call, number: int) -> None:
         synchronize(self.device)
-        start = time.perf_counter_ns()
+        start = self.now_ns()
         call(number)
         synchronize(self.device)
-        self._samples[index].append((time.perf_counter_ns() - start) / 1e3)
+        self._samples[index].append((self.now_ns() - start) / 1e3)
 
     def samples(self) -> list[list[float]]:
         return self._samples
@@ -119,6 +122,15 @@ class Events:
     def samples(self) -> list[list[float]]:
         synchronize(self.device)
         return [[before.elapsed_time(after) * 1e3 for before, after in pairs] for pairs in self._pairs]
+
+
+def host_clock_ns(clock: Clock) -> Callable[[], int]:
+    return time.process_time_ns if clock == "cpu" else time.perf_counter_ns
+
+
+def cpu_clock() -> Clock:
+    """Processor time where torch has one thread; with more it would count them all."""
+    return "cpu" if torch.get_num_threads() == 1 else "wall"
 
 
 def synchronize(device: torch.device) -> None:

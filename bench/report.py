@@ -68,7 +68,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def overview(rows: pd.DataFrame) -> pd.DataFrame:
-    """For a terminal: a line a case and phase, a column a provider with its time and, in brackets, its ratio."""
+    """For a terminal: a line a case and phase, a column a provider, with times and, in brackets, ratios."""
     found = medians(rows)
     found = found[found["cell"].notna()]
     if found.empty:
@@ -80,7 +80,16 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
         ratio = f" ({_short(row['ratio'])})" if row["ratio"] == row["ratio"] else ""
         lines.setdefault((shape_of(row), phase), {})[row["provider"]] = duration(row["p50_us"]) + ratio
     cells = [{"case": case, "phase": phase, **times} for (case, phase), times in lines.items()]
-    return pd.DataFrame(cells).fillna("")
+    wide = pd.DataFrame(cells)
+    if wide.notna().to_numpy().mean() > 0.7:
+        return wide.fillna("")
+    # Mostly holes: a line for each time.
+    long = [
+        {"case": case, "phase": phase, "provider": provider, "time (ratio)": time}
+        for (case, phase), times in lines.items()
+        for provider, time in times.items()
+    ]
+    return pd.DataFrame(long)
 
 
 def others(rows: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..kernels.plan import Plan
 from .case import Case, Phase
 from .judge import Judge
-from .measure import L2, Clock, Method, measure
+from .measure import L2, Clock, Method, cpu_clock, measure
 from .numbers import Numbers
 from .prewarm import Prewarm
 from .provenance import clocks, write_provenance
@@ -106,15 +106,15 @@ class Session:
         return not self.options.rehearse
 
     def method(self, l2: L2 | None = None, clock: Clock | None = None) -> Method:
-        """How this session times: on a GPU by events with a cold L2, on a CPU by the clock on the wall."""
-        on_gpu = self.device.type == "cuda"
+        """How this session times: on a GPU by events with a cold L2 where nothing else is asked for.
+
+        On a CPU by processor time where torch has one thread, else by the clock on the wall.
+        """
         default = 0.1 if self.options.quick else 0.6
-        return Method(
-            clock or ("events" if on_gpu else "wall"),
-            l2 or ("cold" if on_gpu else "rotating"),
-            seconds=self.options.seconds or default,
-            repeats=3,
-        )
+        seconds = self.options.seconds or default
+        if self.device.type == "cpu":
+            return Method(cpu_clock(), "rotating", seconds)
+        return Method(clock or "events", l2 or "cold", seconds)
 
     def wants(self, provider: Provider) -> bool:
         chosen = self.options.providers
@@ -174,7 +174,7 @@ class Session:
         self.results.add(rows)
         if ready:
             for method in methods:
-                self._time(entry, phase, ready, method, len(numbers.xs))
+                self._time(entry, phase, ready, method, numbers)
 
     @contextmanager
     def executing(self) -> Iterator[None]:
@@ -222,16 +222,17 @@ class Session:
         phase: Phase,
         ready: Sequence[tuple[Provider, Prepared, dict[str, object]]],
         method: Method,
-        copies: int,
+        numbers: Numbers,
     ) -> None:
-        found = measure([prepared.call for _, prepared, _ in ready], method, copies=copies, device=self.device)
+        calls = [prepared.call for _, prepared, _ in ready]
+        found = measure(calls, method, copies=len(numbers.xs), device=self.device)
         names = [provider.name for provider, _, _ in ready]
         reference = found[names.index(entry.baseline)] if entry.baseline in names else None
         rows = []
         for (_, prepared, row), of_repeats in zip(ready, found, strict=True):
-            case = prepared.numbers.case if prepared.numbers else entry.case
+            own = prepared.numbers or numbers
             plan = prepared.plan or next((p.plan for _, p, _ in ready if p.plan and p.numbers is None), None)
-            floor = self.floor_us(case, phase, plan)
+            floor = self.floor_us(own, phase, plan)
             for repeat, q in enumerate(of_repeats):
                 rows.append(
                     row
@@ -243,7 +244,7 @@ class Session:
                         "p20_us": q.p20,
                         "p50_us": q.p50,
                         "p80_us": q.p80,
-                        "us_per_step": q.p50 / case.length,
+                        "us_per_step": q.p50 / own.case.length,
                         "baseline": entry.baseline if reference else "",
                         "ratio": reference[repeat].p50 / q.p50 if reference else math.nan,
                         "floor_us": floor,
@@ -252,16 +253,18 @@ class Session:
                 )
         self.results.add(rows)
 
-    def floor_us(self, case: Case, phase: Phase, plan: Plan | None) -> float:
+    def floor_us(self, numbers: Numbers, phase: Phase, plan: Plan | None) -> float:
         """The least time of a call on this machine, in microseconds: GEMMs at the measured matrix rate and the loop.
 
         The loop is the measured floor of the config that holdfast chose, or, where no kernel runs, its products at the
-        matrix rate. NaN below a microsecond: such a call is all overhead.
+        matrix rate. Products are counted for real steps only. NaN below a microsecond: such a call is all overhead.
         """
+        case = numbers.case
         rates = self.rates(case)
-        gemms = gemm_us(case, phase, rates)
+        real = numbers.real_steps / (case.length * case.batch_size)
+        gemms = real * gemm_us(case, phase, rates)
         if plan is None or plan.config is None or self.device.type != "cuda":
-            floor = gemms + loop_us_at_matrix_rate(case, phase, rates)
+            floor = gemms + real * loop_us_at_matrix_rate(case, phase, rates)
             return floor if floor >= 1 else math.nan
         steps = [self.floor(p, case).step_us for p in (plan, plan.backward) if p is not None and p.config is not None]
         return gemms + case.layers * case.heads * case.length * sum(steps)

@@ -106,15 +106,11 @@ def _summary_row(tuned: Tuned) -> dict[str, Any]:
     latest = tuned.entry.latest(keep)
     best = tuned.entry.best(keep)
     default = latest.get(tuned.entry.heuristic) if tuned.entry.heuristic else None
+    extra = [*(["both directions"] if key.directions == 2 else []), *key.features]
+    extra += ["short"] if key.length == "short" else []
     correlation = rank_correlation(table[table["keep"] == keep])
     return {
-        "cell": key.cell,
-        "phase": key.phase,
-        "dtype": key.dtype,
-        "H": key.hidden_size,
-        "B": f"<={key.batch}",
-        "D": key.directions,
-        "T": key.length,
+        "problem": " ".join([key.cell, key.phase, key.dtype, f"H={key.hidden_size}", f"B<={key.batch}", *extra]),
         "tried": len(table),
         "timed": int(table["warm_us"].notna().sum()),
         "best config": str(best.config) if best else "",
@@ -149,13 +145,16 @@ def print_results(done: Sequence[Tuned], options: Options) -> None:
     console = Console()
     for tuned in done:
         console.print(f"[bold]{tuned.entry.key.name}[/bold] on {tuned.entry.fingerprint.gpu}")
-        shown = tuned.table.head(TEN_BEST).dropna(axis="columns", how="all")
+        shown = tuned.table.head(TEN_BEST).drop(columns=["p20_us", "p80_us", "shared_bytes"])
+        shown = shown.assign(why=shown["why"].where(~shown["status"].isin(["timed", "stopped", "right"]), pd.NA))
+        shown = shown.replace("", pd.NA).dropna(axis="columns", how="all")
         if shown.empty:
             console.print(f"  {tuned.note or 'no candidate'}\n")
             continue
         shown = shown.assign(is_heuristic=shown["is_heuristic"].map({True: "yes", False: ""}))
         print_table(shown.round(1).astype(object).where(shown.notna(), ""), console)
-    print_table(summary(done).replace("", pd.NA).dropna(axis="columns", how="all").fillna(""), console)
+    shown = summary(done)
+    print_table(shown[[name for name in shown if not shown[name].isin(["", "none"]).all()]], console)
     if options.device is None:
         console.print("A rehearsal: nothing was timed, and no selection will use what it wrote.")
     console.print(quality_line([tuned.entry for tuned in done]), markup=False)

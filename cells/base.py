@@ -84,7 +84,9 @@ class RecurrentBase(nn.RNNBase):
         beside_projection = {"learn_initial_state", "forget_bias"}
         for name in self.chosen_options():
             if self.proj_size > 0 and name not in beside_projection:
-                raise ValueError(f"{name} does not go with proj_size, got {name}={options[name]!r}, {self.proj_size=}")
+                raise ValueError(
+                    f"{name} does not go with proj_size, got {name}={options[name]!r}, proj_size={self.proj_size}"
+                )
         if self.learn_initial_state:
             rows = self.num_layers * (2 if self.bidirectional else 1)
             sizes = (self.proj_size or self.hidden_size, *[self.hidden_size] * (self.n_states - 1))

@@ -59,7 +59,7 @@ def plot_gates(
         numbers = torch.arange(next(iter(columns.values()))[name].shape[1])[chosen].tolist()
         colours = _colours(shown)
         for ax, title, value in zip(of_name, columns, shown, strict=True):
-            image = ax.imshow(value.t(), aspect="auto", interpolation="nearest", **colours)
+            image = ax.imshow(value.t().numpy(), aspect="auto", interpolation="nearest", **colours)
             for t in cuts:
                 ax.axvline(t - 0.5, color="black", linewidth=0.8, linestyle=":")
             ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))

@@ -116,9 +116,8 @@ class Recurrent(RecurrentBase):
         if self.n_states == 1:
             return super()._check_rank(hx, batched)
         if not isinstance(hx, (tuple, list)) or len(hx) != self.n_states:
-            raise ValueError(
-                f"hx should be a tuple of {self.n_states} tensors for the cell {self._cell!r}, got {type(hx)}"
-            )
+            got = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise ValueError(f"hx of the cell {self._cell!r} should be a tuple of {self.n_states} tensors, got {got}")
         for state in hx:
             super()._check_rank(state, batched)
 

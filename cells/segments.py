@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
+from .eligibility import autocast_dtype
 from .packed import run_packed
 from .unfused import run_unfused
 
@@ -99,7 +100,9 @@ def run_segments(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tenso
         _finals(module, initial, of_segments, found)
         for initial, of_segments in zip(_states(module, call, B), segment_finals, strict=True)
     )
-    return y.unflatten(0, x.shape[:2]), finals
+    # on a CPU torch's packed op leaves float32 to autocast, which its other ops do not
+    dtype = autocast_dtype(call) or x.dtype
+    return y.unflatten(0, x.shape[:2]).to(dtype), tuple(final.to(dtype) for final in finals)
 
 
 def _states(module: RecurrentBase, call: Call, B: int) -> tuple[Tensor, ...]:

@@ -244,4 +244,4 @@ def _where(mask: Tensor, chosen: tuple[Tensor, ...], others: tuple[Tensor, ...])
 
 
 def _mixed(zoneout: Tensor | None, t: int, before: Tensor, after: Tensor) -> Tensor:
-    return after if zoneout is None else after + zoneout[t] * (before - after)
+    return after if zoneout is None else torch.lerp(after, before, zoneout[t])  # exact at 0 and 1

@@ -15,6 +15,7 @@ from holdfast.autotune import lookup, on_miss, store
 from holdfast.autotune.entry import Entry, Timing
 from holdfast.autotune.fingerprint import fingerprint
 from holdfast.autotune.heuristic import choose
+from holdfast.autotune.keep import faster_keep
 from holdfast.autotune.key import key_of, problem_of
 from holdfast.autotune.modes import _valid, current_mode, mode
 from holdfast.autotune.select import explained, pinned, select, select_for
@@ -179,6 +180,20 @@ def test_a_module_runs_and_explains_what_was_tuned(stores):
         y, _ = module(x.repeat(20, 1, 1))
     with holdfast.backend("eager"), torch.no_grad():
         torch.testing.assert_close(y, module(x.repeat(20, 1, 1))[0], rtol=1e-2, atol=1e-2)
+
+
+def test_what_training_should_keep_is_the_faster_of_both_phases_together(stores):
+    backward = replace(PROBLEM, phase="backward")
+    config = Config("cooperative", 16, 16, 128, num_warps=8, exchange="barrier")
+    for problem, keep, us in ((PROBLEM, "save", 120.0), (PROBLEM, "recompute", 100.0), (backward, "save", 200.0)):
+        stores["user cache"].add(entry(config, problem, keep=keep, us=us))
+        assert faster_keep(PROBLEM, H100) is None
+    stores["user cache"].add(entry(config, backward, keep="recompute", us=230.0))
+    assert faster_keep(PROBLEM, H100) == "save"
+    stores["user cache"].add(entry(USERS, keep="recompute", us=80.0))
+    assert faster_keep(PROBLEM, H100) == "recompute"
+    with mode("off"):
+        assert faster_keep(PROBLEM, H100) is None
 
 
 def test_modes():

@@ -38,7 +38,19 @@ def test_quantiles_are_microseconds_of_the_call():
     assert 1000 <= fast.p20 <= fast.p80 < 4000 <= slow.p20
 
 
-def test_calls_take_turns_and_begin_in_turns():
+def test_processor_time_leaves_out_waiting():
+    def busy(number: int) -> None:
+        end = time.process_time() + 0.002
+        while time.process_time() < end:
+            pass
+
+    calls = [recorder([], "asleep", 0.01), busy]
+    (asleep,), (working,) = measure(calls, Method("cpu", "rotating", 0.05, repeats=1), copies=1, device=CPU)
+    assert asleep.p50 < 1000
+    assert 2000 <= working.p20 < 10_000
+
+
+def test_calls_take_turns_in_changing_order():
     """Between two calls of one provider there is one of the other, and not always in the same order."""
     log: list[tuple[str, int]] = []
     run([recorder(log, "a"), recorder(log, "b")], seconds=60, repeats=1)  # both as often as a call may be timed

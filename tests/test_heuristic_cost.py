@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -186,6 +187,12 @@ def test_what_is_shipped_can_be_read():
         assert entry.best(keeps(Problem(entry.key.cell, torch.bfloat16, 1, 1, phase=entry.key.phase))[0]), path
     for limits in (*KNOWN, A100, B200):
         constants_for(limits)
+
+
+def test_what_is_shipped_goes_into_the_wheel():
+    packed = re.search(r'"holdfast.autotune" = \["(.*)"\]', (SHIPPED.parents[1] / "pyproject.toml").read_text())
+    assert packed is not None
+    assert set(SHIPPED.rglob("*.*")) == set(SHIPPED.parent.glob(packed.group(1)))
 
 
 def test_keeps_that_make_no_difference_are_one():

@@ -137,8 +137,7 @@ def batches(text: Tensor, recipe: Recipe, updates: int) -> Iterator[tuple[Tensor
 def learn(learner: Learner, inputs: Tensor, targets: Tensor, recipe: Recipe, progress: float) -> None:
     """One update on a chunk, from the state that the last chunk left."""
     started = time.perf_counter()
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learner.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    set_learning_rate(learner.optimizer, learner.learning_rate, progress)
     logits, state = learner.model(inputs, learner.state)
     learner.state = detach(state)
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -149,6 +148,12 @@ def learn(learner: Learner, inputs: Tensor, targets: Tensor, recipe: Recipe, pro
     if inputs.is_cuda:
         torch.cuda.synchronize()
     learner.seconds += time.perf_counter() - started
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, start: float, progress: float) -> None:
+    """Let the learning rate fall from `start` to a fiftieth of it along a half cosine, as progress goes from 0 to 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = start * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @torch.no_grad()

@@ -49,8 +49,9 @@ def verdict(found: pd.DataFrame) -> str:
     }
     useful = share[sizes != FIXED.hidden_size]
     worst = useful.idxmax()
+    clock, case = found["clock"].iloc[0], pd.Series(dict(zip([*SHAPE, "phase"], worst, strict=True)))
     return (
-        f"Fixed part of a call: {fixed['forward']:+.1f} us forward, {fixed['training']:+.1f} us training. "
+        f"Fixed part ({clock} time): {fixed['forward']:+.1f} us forward, {fixed['training']:+.1f} us training. "
         f"Time over torch.nn's at useful sizes: {useful.median():.3f} in the median, at most {useful.max():.3f} "
-        f"({shape_of(pd.Series(dict(zip([*SHAPE, 'phase'], worst, strict=True))))}, {worst[-1]})"
+        f"({shape_of(case)}, {worst[-1]})"
     )

@@ -11,14 +11,14 @@ from .training import CLIP
 CLAIMED = 0.6  # the share of an LSTM's time that a GRU would take
 
 
-def compare(curves: pd.DataFrame) -> pd.DataFrame:
+def compare(curves: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     """GRU over LSTM, for each task and seed of the clipped runs.
 
-    The quality to reach is the worse of the two models' best in that seed, so that both reach it.
+    The quality to reach is the worse of the two models' best in that seed, so that both reach it. Where it is no better
+    than the task's weakest baseline, or a model diverged, there is nothing to compare and no row.
 
     Columns: task, seed, quality (that one), epoch_cpu and epoch_wall (an epoch of the GRU over one of the LSTM), epochs
     (those until the quality is reached, over the LSTM's), time_cpu and time_wall (the products: time until then).
-    Seeds in which either model diverged or stayed at its first quality are left out.
     """
     rows = []
     clipped = curves[curves["clip"] == CLIP]
@@ -29,9 +29,10 @@ def compare(curves: pd.DataFrame) -> pd.DataFrame:
             continue
         bests = [best_so_far(part["quality"].to_numpy(), higher)[-1] for part in (gru, lstm)]
         quality = min(bests) if higher else max(bests)
-        epochs = [epochs_until(part, quality, higher) for part in (gru, lstm)]
-        if min(epochs) <= 0:
+        simple = baselines["value"][baselines["task"] == task]
+        if quality <= simple.min() if higher else quality >= simple.max():
             continue
+        epochs = [epochs_until(part, quality, higher) for part in (gru, lstm)]
         row = {"task": task, "seed": seed, "quality": quality, "epochs": epochs[0] / epochs[1]}
         for clock in ("cpu", "wall"):
             row[f"epoch_{clock}"] = seconds_per_epoch(gru, clock) / seconds_per_epoch(lstm, clock)

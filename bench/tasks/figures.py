@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from ..demo.report import STYLES as DEMO_STYLES
 from .registry import TASKS
 from .results import Results
 from .training import CLIP
@@ -16,15 +17,9 @@ from .training import CLIP
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-# Colours and markers that stay apart in grey and for colour-blind readers (Okabe and Ito).
-STYLES = {
-    "RNN": ("#E69F00", "o"),
-    "GRU": ("#0072B2", "s"),
-    "GRU reset_after=False": ("#56B4E9", "D"),
-    "LSTM": ("#009E73", "^"),
-    "no memory": ("#CC79A7", "v"),
-}
+STYLES = {**DEMO_STYLES, "GRU reset_after=False": ("#56B4E9", "D"), "no memory": ("#CC79A7", "v")}
 COLUMNS = 3
 
 
@@ -45,48 +40,55 @@ def panels(tasks: list[str], height: float) -> tuple[Figure, Iterator[tuple[str,
 
 
 def draw_curves(results: Results, path: Path) -> None:
-    """Quality over epochs of the clipped runs: mean over seeds, their range shaded, baselines dashed."""
+    """Quality over epochs of the clipped runs: mean over seeds, their range shaded, simple answers dashed."""
     curves = results.curves[results.curves["clip"] == CLIP]
     figure, pairs = panels(list(curves["task"].unique()), 2.9)
-    handles = {}
-    for task, axes in pairs:
-        shown = curves[curves["task"] == task]
+    handles: dict[str, Line2D] = {}
+    for name, axes in pairs:
+        task = TASKS[name]
+        shown = curves[curves["task"] == name]
         for model, rows in shown.groupby("model", sort=False):
-            colour, marker = STYLES[str(model)]
-            over = rows.groupby("update")[["epoch", "quality"]]
-            # Where time ran out, seeds end at different updates: a mean of the rest would jump.
-            in_all = over.count()["quality"] == rows["seed"].nunique()
-            middle, low, high = over.mean()[in_all], over.min()["quality"][in_all], over.max()["quality"][in_all]
-            handles[model] = axes.plot(
-                middle["epoch"], middle["quality"], color=colour, marker=marker, markersize=3, linewidth=1.4
-            )[0]
-            axes.fill_between(middle["epoch"], low, high, color=colour, alpha=0.18, linewidth=0)
-        baselines = results.baselines[results.baselines["task"] == task]
-        for name, value in baselines[["baseline", "value"]].values:
-            axes.axhline(value, color="0.45", linewidth=0.8, linestyle="--")
-            axes.annotate(
-                name,
-                (0.99, value),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=7,
-                color="0.3",
-            )
-        axes.set_title(str(task), fontsize=10)
+            handles[str(model)] = draw_model(axes, rows, *STYLES[str(model)])
+        lines = results.baselines[results.baselines["task"] == name].set_index("baseline")["value"].to_dict()
+        if task.optimum is not None:
+            lines["best possible"] = task.optimum
+        for label, value in lines.items():
+            draw_level(axes, label, value)
+        axes.set_title(name, fontsize=10)
         axes.set_xlabel("epochs", fontsize=8)
-        axes.set_ylabel(TASKS[str(task)].metric, fontsize=8)
+        axes.set_ylabel(task.metric, fontsize=8)
         axes.tick_params(labelsize=8)
-        axes.set_ylim(*limits(shown["quality"], baselines["value"], TASKS[str(task)].higher_is_better))
+        axes.set_ylim(*limits(shown["quality"], lines.values(), task.higher_is_better))
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def limits(quality: pd.Series, baselines: pd.Series, higher_is_better: bool) -> tuple[float, float]:
-    """The range that an axis shows: the baselines and all of the curves but a first quarter that is far off."""
-    ends = [*np.nanquantile(quality, (0.2, 1.0) if higher_is_better else (0.0, 0.8)), *baselines]
+def draw_model(axes: Axes, rows: pd.DataFrame, colour: str, marker: str) -> Line2D:
+    """One model's curves in all seeds. Returns the line of their mean."""
+    over = rows.groupby("update")[["epoch", "quality"]]
+    # Where time ran out, seeds end at different updates: a mean of the rest would jump.
+    in_all = over.count()["quality"] == rows["seed"].nunique()
+    middle, low, high = over.mean()[in_all], over.min()["quality"][in_all], over.max()["quality"][in_all]
+    axes.fill_between(middle["epoch"], low, high, color=colour, alpha=0.18, linewidth=0)
+    (line,) = axes.plot(middle["epoch"], middle["quality"], color=colour, marker=marker, markersize=3, linewidth=1.4)
+    return line
+
+
+def draw_level(axes: Axes, label: str, value: float) -> None:
+    """A dashed line with a name that stays readable on top of curves."""
+    from matplotlib.patheffects import withStroke
+
+    axes.axhline(value, color="0.45", linewidth=0.8, linestyle="--")
+    outline = [withStroke(linewidth=2, foreground="white")]
+    where = ("axes fraction", "data")
+    axes.annotate(label, (0.99, value), xycoords=where, ha="right", va="bottom", fontsize=7, path_effects=outline)
+
+
+def limits(quality: pd.Series, levels: Iterable[float], higher_is_better: bool) -> tuple[float, float]:
+    """The range that an axis shows: the levels, and the curves but for a first fifth that is far off."""
+    ends = [*np.nanquantile(quality, (0.2, 1.0) if higher_is_better else (0.0, 0.8)), *levels]
     margin = 0.06 * (max(ends) - min(ends))
     return min(ends) - margin, max(ends) + margin
 

@@ -21,7 +21,8 @@ class TMaze:
     and -1 for the other. Any other action leaves the walker where it is and costs 0.1. After `limit` steps an episode
     ends by itself. A finished episode is followed by the next.
 
-    With memory every episode can return 1; without, no better than 0 is to be had on average.
+    With memory every episode can return 1; without, no better than 0 is to be had on average. That of the first
+    episodes is exact: half of the mazes, an even number, begin with each cue.
 
     corridor:  shortest and longest length.
     """
@@ -38,6 +39,7 @@ class TMaze:
         self.position = torch.zeros(mazes, dtype=torch.int64)
         self.age = torch.zeros(mazes, dtype=torch.int64)
         self.start(torch.ones(mazes, dtype=torch.bool))
+        self.cue = LEFT + torch.arange(mazes) % 2
 
     def start(self, which: Tensor) -> None:
         """Begin a new episode in the mazes marked, bool [mazes]."""

@@ -12,6 +12,7 @@ from ..provenance import read_provenance
 from ..tables import to_markdown
 from .claim import claim_table, compare, reading
 from .figures import draw_clipping, draw_curves
+from .models import MODELS
 from .registry import TASKS
 from .results import Results, read_results
 from .training import CLIP
@@ -45,15 +46,24 @@ def summary(results: Results) -> pd.DataFrame:
                 "quality": over_seeds(clipped["quality"]),
                 "without clipping": over_seeds(unclipped["quality"]),
                 "updates clipped": f"{100 * clipped['clipped'].mean():.0f}%",
-                "largest gradient norm": f"{unclipped['gradient_norm'].max():.3g}",
+                "largest norm, unclipped": f"{unclipped['gradient_norm'].max():.3g}",
             }
         )
     return pd.DataFrame(rows)
 
 
-def short_summary(results: Results) -> pd.DataFrame:
-    """The columns of the summary that a terminal has room for."""
-    return summary(results)[["task", "model", "parameters", "CPU s/epoch", "quality", "without clipping"]]
+def quality_table(results: Results) -> pd.DataFrame:
+    """A row a task: the quality of each model with clipped gradients, and of the best simple answer."""
+    rows = []
+    for task, runs in final(results.curves).groupby("task", sort=False):
+        simple = results.baselines[results.baselines["task"] == task].set_index("baseline")["value"]
+        higher = TASKS[str(task)].higher_is_better
+        best = simple.idxmax() if higher else simple.idxmin()
+        row = {"task": task, "quality": TASKS[str(task)].metric, "better": "higher" if higher else "lower"}
+        for model in MODELS:
+            row[model] = over_seeds(runs[(runs["model"] == model) & (runs["clip"] == CLIP)]["quality"])
+        rows.append({**row, "best simple answer": f"{simple[best]:.3g} ({best})"})
+    return pd.DataFrame(rows)
 
 
 def span(epochs: pd.Series) -> str:
@@ -83,6 +93,7 @@ def task_lines(results: Results) -> str:
     for name, baselines in results.baselines.groupby("task", sort=False):
         task = TASKS[str(name)]
         reached = ", ".join(f"{value:.3g} {baseline}" for baseline, value in baselines[["baseline", "value"]].values)
+        reached += "" if task.optimum is None else f", {task.optimum:g} at best"
         better = "higher" if task.higher_is_better else "lower"
         lines.append(
             f"- **{name}**: {task.title}. Quality: {task.metric}, {better} is better. To compare: {reached}.\n"
@@ -90,10 +101,24 @@ def task_lines(results: Results) -> str:
     return "".join(lines)
 
 
+def clipping(last: pd.DataFrame) -> str:
+    """In how many runs clipping gradients ended better, counted from the last rows of pairs that differ in it alone."""
+    keys = ["task", "model", "seed"]
+    clipped = last[last["clip"].notna()].set_index(keys)["quality"]
+    unclipped = last[last["clip"].isna()].set_index(keys)["quality"].reindex(clipped.index)
+    better = [1 if TASKS[task].higher_is_better else -1 for task in clipped.index.get_level_values("task")]
+    # Where one of the two diverged, it is the worse one.
+    gain = ((clipped - unclipped) * better).fillna(clipped.notna().astype(int) - unclipped.notna().astype(int))
+    return (
+        f"Clipping gradients to norm {CLIP:g} ended better in {(gain > 0).sum()} of {len(gain)} runs, worse in "
+        f"{(gain < 0).sum()} and equal in {(gain == 0).sum()}."
+    )
+
+
 def markdown(results: Results, provenance: Mapping[str, object]) -> str:
     """The whole report in Markdown, without its figures."""
     seeds = results.curves["seed"].nunique()
-    ratios = compare(results.curves)
+    ratios = compare(results.curves, results.baselines)
     parts = [
         "# Real tasks: RNN, GRU and LSTM at equal parameter counts\n\n",
         task_lines(results),
@@ -101,6 +126,7 @@ def markdown(results: Results, provenance: Mapping[str, object]) -> str:
         f"{'s' if seeds > 1 else ''}; gradients are clipped to norm {CLIP:g} unless it says otherwise. Times are "
         "those of the updates alone, on the clock and of the process.\n\n",
         to_markdown(summary(results)),
+        f"\n{clipping(final(results.curves))}\n",
         "\n## Does a GRU train faster than an LSTM?\n\nGRU over LSTM, mean over seeds (smallest to largest):\n\n",
         to_markdown(claim_table(ratios, results.equal_hidden)),
         f"\n{reading(ratios, results.equal_hidden)}\n",

@@ -18,7 +18,7 @@ from ..tables import print_table
 from .claim import compare, reading
 from .equal_hidden import equal_hidden
 from .registry import TASKS
-from .report import SUITE, short_summary, write_report
+from .report import SUITE, quality_table, write_report
 from .results import SAMPLE_COLUMNS, Results, read_results, write_results
 from .task import Task
 from .training import CLIP, Learner, learners_of, train
@@ -66,40 +66,44 @@ def run_tasks(
         values = pd.DataFrame(task.baselines().items(), columns=["baseline", "value"])
         results.add("baselines", values, task=task.name)
         results.add("equal_hidden", equal_hidden(task), task=task.name)
-    epochs = {task: task.quick_epochs if quick else task.epochs for task in tasks}
-    work = {task: task.epoch_seconds * epochs[task] for task in tasks}
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=seeds * sum(work.values()))
-        for i in range(seeds):
-            began = time.perf_counter()
-            for task in tasks:
-                progress.update(bar, description=f"{task.name}, seed {seed + i}")
-                learners = learners_of(task, seed + i)
-                # What one leaves over of its share goes to those that are still to come.
-                share = work[task] / sum(work[other] for other in tasks[tasks.index(task) :])
-                curves = train(
-                    task,
-                    learners,
-                    epochs=epochs[task],
-                    seconds=max(1.0, share * (end - time.perf_counter())),
-                    on_round=partial(advance, progress, bar, progress.tasks[0].completed, work[task]),
-                )
-                results.add("curves", curves, task=task.name, seed=seed + i)
-                if i == 0:
-                    results.add("samples", samples(task, learners, seed))
-                write_results(results, out)
-                progress.console.print(line(task, seed + i, curves, epochs[task]))
-            if i + 1 < seeds and end - time.perf_counter() < SPARE * (time.perf_counter() - began):
-                progress.console.print(f"No time for more than {i + 1} of {seeds} seeds, see --minutes.")
-                break
+    plan = [(task, task.quick_epochs if quick else task.epochs) for task in tasks]
+    train_seeds(plan, range(seed, seed + seeds), end, results, out, console)
     paths = write_report(out)
     results = read_results(out)
-    print_table(short_summary(results), console)
-    console.print(reading(compare(results.curves), results.equal_hidden))
+    print_table(quality_table(results).drop(columns=["quality", "better"]), console)
+    console.print(reading(compare(results.curves, results.baselines), results.equal_hidden))
     console.print("Written: " + ", ".join(map(str, paths)))
     console.print(f"The tasks took {time.perf_counter() - started:.0f} s.")
     return results
+
+
+def train_seeds(
+    plan: Sequence[tuple[Task, float]], seeds: Sequence[int], end: float, results: Results, out: Path, console: Console
+) -> None:
+    """Train each task of the plan for its epochs, seed by seed, until `end` on time.perf_counter's clock."""
+    work = [task.epoch_seconds * epochs for task, epochs in plan]
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(seeds) * sum(work))
+        last = 0.0
+        for i, seed in enumerate(seeds):
+            began = time.perf_counter()
+            if i and end - began < SPARE * last:
+                progress.console.print(f"No time for more than {i} of {len(seeds)} seeds, see --minutes.")
+                break
+            for j, (task, epochs) in enumerate(plan):
+                progress.update(bar, description=f"{task.name}, seed {seed}")
+                learners = learners_of(task, seed)
+                # What one leaves over of its share goes to those that are still to come.
+                seconds = (end - time.perf_counter()) * work[j] / sum(work[j:])
+                show = partial(advance, progress, bar, progress.tasks[0].completed, work[j])
+                curves = train(task, learners, epochs=epochs, seconds=max(1.0, seconds), on_round=show)
+                results.add("curves", curves, task=task.name, seed=seed)
+                if i == 0:
+                    results.add("samples", samples(task, learners, seed))
+                write_results(results, out)
+                progress.console.print(line(task, seed, curves, epochs))
+            last = time.perf_counter() - began
 
 
 def advance(progress: Progress, bar: TaskID, before: float, work: float, share: float) -> None:
@@ -118,7 +122,7 @@ def check(names: Sequence[str], minutes: float, seeds: int) -> None:
         raise ValueError(f"seeds should be at least 1, got {seeds}")
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     if missing:
-        raise ImportError(f"the tasks need {', '.join(missing)}. Install them: pip install 'holdfast[bench]'")
+        raise ImportError(f"the tasks need {', '.join(missing)}: pip install 'holdfast[bench]'")
 
 
 def samples(task: Task, learners: Sequence[Learner], seed: int) -> pd.DataFrame:

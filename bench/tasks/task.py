@@ -19,6 +19,7 @@ class Task(ABC):
     title:             what is asked, and of what data, in one line.
     metric:            what `quality` measures, with its unit.
     higher_is_better:  the direction of that metric.
+    optimum:           the best quality that there can be, where one is known that is not plain.
     parameters:        about how many numbers each model has.
     epochs:            passes over the training data in a full run.
     quick_epochs:      in a quick one.
@@ -30,6 +31,7 @@ class Task(ABC):
     title: ClassVar[str]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    optimum: ClassVar[float | None] = None
     parameters: ClassVar[int]
     epochs: ClassVar[float]
     quick_epochs: ClassVar[float]

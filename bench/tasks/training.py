@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..demo.model import parameter_count
+from ..demo.train import set_learning_rate
 from .task import Task
 
 CLIP = 1.0
@@ -50,8 +51,7 @@ class Learner:
         if self.diverged:
             return
         wall, cpu = time.perf_counter(), time.process_time()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        set_learning_rate(self.optimizer, self.learning_rate, progress)
         loss = next(self.losses)
         self.optimizer.zero_grad()
         loss.backward()
