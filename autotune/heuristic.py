@@ -133,9 +133,18 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
         if tiling.aligned and problem.hidden_size % 16:
             continue
         if math.ceil(problem.hidden_size / block_k) * block_k <= tiling.max_k:
-            yield Config(
-                "cooperative", tiling.columns, tiling.rows // gates, block_k, tiling.num_warps, exchange=tiling.exchange
-            )
+            rows, exchange = tiling.rows // gates, "barrier" if _keeps_much(problem) else tiling.exchange
+            yield Config("cooperative", tiling.columns, rows, block_k, tiling.num_warps, exchange=exchange)
+
+
+def _keeps_much(problem: Problem) -> bool:
+    """Whether a loop holds so much beside h that polling all of h spills; a barrier reads it chunk by chunk.
+
+    bf16 H=768, sm_90: a GRU with two products spills 328 bytes, an LSTM with dropout of h, zoneout, lengths and resets
+    16, as dataflow; 197 and 219 registers and no spill with a barrier.
+    """
+    noise = {"recurrent_dropout", "zoneout"}
+    return find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
 
 
 def _block_k(problem: Problem, largest: int) -> int:

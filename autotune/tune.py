@@ -179,8 +179,8 @@ def flaw(request: Request, outcome: Outcome) -> str | None:
     need = least_grid(request.problem, request.config)
     limit = request.limits.shared_per_block
     report = outcome.report
-    if report.spill_bytes:
-        return f"spills {report.spill_bytes} bytes a thread"
+    if report.spills_in_loop:
+        return f"spills inside the time loop, {report.spill_bytes} bytes a thread in all"
     if report.shared_bytes > limit:
         return f"needs {report.shared_bytes} bytes of shared memory, {limit} are there"
     if not report.matrix_instructions:

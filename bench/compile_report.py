@@ -32,23 +32,47 @@ HIDDEN_SIZES = (1, 7, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 1536, 2048)
 BATCH_SIZES = (1, 8, 16, 32, 64, 128, 256)
 
 
+TORCHS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+"""The cells of torch.nn."""
+
+MANY_FEATURES = ("lengths", "recurrent_dropout", "reset_state", "resets", "zoneout")
+
+
 def full_grid() -> list[Problem]:
-    """Every cell × dtype × size × batch × directions × phase that the compile gate covers."""
-    return [
+    """Every cell × dtype × size × batch × directions × phase that the compile gate covers, and features of the loop."""
+    plain = [
         Problem(cell, dtype, hidden, batch, directions, precision, phase)
         for cell, (dtype, precision), hidden, batch, directions, phase in itertools.product(
             CELLS, KINDS, HIDDEN_SIZES, BATCH_SIZES, (1, 2), PHASES
         )
     ]
+    featured = [
+        Problem(cell, dtype, hidden, 16, directions, precision, phase, features)
+        for cell, (dtype, precision), hidden, directions, phase, features in itertools.product(
+            CELLS, KINDS, (64, 256, 768, 1024), (1, 2), PHASES, FEATURE_SETS
+        )
+    ]
+    return plain + featured
+
+
+FEATURE_SETS = (
+    ("lengths",),
+    ("lengths", "packed"),
+    ("resets",),
+    ("reset_state", "resets"),
+    ("recurrent_dropout",),
+    ("zoneout",),
+    MANY_FEATURES,
+)
 
 
 def quick_grid() -> list[Problem]:
     """A few problems that between them meet every cell, dtype and regime, and sizes odd and even, small and large."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
-        *(Problem(cell, bf16, hidden, 16) for cell in CELLS for hidden in (100, 768)),
-        *(Problem(cell, fp32, 256, 16, precision="tf32") for cell in CELLS),
-        *(Problem(cell, fp32, 100, 1) for cell in CELLS),
+        *(Problem(cell, bf16, hidden, 16) for cell in TORCHS for hidden in (100, 768)),
+        *(Problem(cell, fp32, 256, 16, precision="tf32") for cell in TORCHS),
+        *(Problem(cell, fp32, 100, 1) for cell in TORCHS),
         *(Problem("lstm", bf16, hidden, 16) for hidden in (7, 64, 128, 256, 512, 1000, 1024)),
         *(Problem("gru", bf16, hidden, 16, directions=2) for hidden in (64, 384)),
         *(Problem("lstm", bf16, 768, batch) for batch in (1, 64, 256)),
@@ -58,11 +82,17 @@ def quick_grid() -> list[Problem]:
         Problem("rnn_tanh", fp32, 768, 16, precision="tf32", phase="backward"),
         Problem("lstm", fp16, 768, 16),
         Problem("lstm", fp32, 256, 16),
-        *(Problem(cell, bf16, hidden, 16, phase="backward") for cell in CELLS for hidden in (64, 256, 768)),
-        *(Problem(cell, fp32, 256, 16, precision="tf32", phase="backward") for cell in CELLS),
+        *(Problem(cell, bf16, hidden, 16, phase="backward") for cell in TORCHS for hidden in (64, 256, 768)),
+        *(Problem(cell, fp32, 256, 16, precision="tf32", phase="backward") for cell in TORCHS),
         Problem("lstm", bf16, 1024, 16, phase="backward"),
         Problem("gru", bf16, 1000, 16, directions=2, phase="backward"),
         Problem("lstm", fp32, 100, 16, phase="backward"),
+        *(Problem(cell, bf16, 768, 16, phase=phase) for cell in CELLS if cell not in TORCHS for phase in PHASES),
+        *(Problem("lstm", bf16, 768, 16, 2, phase=phase, features=("lengths",)) for phase in PHASES),
+        *(Problem("gru", bf16, 768, 16, phase=phase, features=("lengths", "packed")) for phase in PHASES),
+        *(Problem("lstm", bf16, 1024, 16, phase=phase, features=("reset_state", "resets")) for phase in PHASES),
+        *(Problem("lstm", bf16, 768, 16, phase=phase, features=MANY_FEATURES) for phase in PHASES),
+        *(Problem("lstm", bf16, 64, 16, phase=phase, features=MANY_FEATURES) for phase in PHASES),
     ]
 
 
@@ -75,7 +105,8 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
     A problem has two rows on a target where its cell's gate values may be saved between the loops: with and without.
 
     Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), saves (gate values), target,
-    regime, config, registers (32-bit, per thread), spill_bytes (per thread), shared_bytes (per program), shared_limit
+    features, regime, config, registers (32-bit, per thread), spill_bytes (per thread), spills_in_loop (local accesses
+    in the time loop's code), shared_bytes (per program), shared_limit
     (bytes that the device gives one program), matrix_family, matrix_instructions, barriers (both counted in the code,
     not as run), weight_loads_in_loop, grid (programs of the launch), resident_programs (that the device holds at
     once), compile_seconds (near 0 where Triton's disk cache had the kernel) and note: why no kernel is used, or why it
@@ -121,10 +152,12 @@ COLUMNS = {
     "directions": "Int64",
     "saves": "boolean",
     "target": "string",
+    "features": "string",
     "regime": "string",
     "config": "string",
     "registers": "Int64",
     "spill_bytes": "Int64",
+    "spills_in_loop": "Int64",
     "shared_bytes": "Int64",
     "shared_limit": "Int64",
     "matrix_family": "string",
@@ -166,6 +199,7 @@ def _problem_columns(problem: Problem) -> dict[str, object]:
         "hidden_size": problem.hidden_size,
         "batch": problem.batch_size,
         "directions": problem.directions,
+        "features": " ".join(problem.features),
     }
 
 
@@ -176,6 +210,7 @@ def _outcome_columns(request: Request, outcome: Outcome) -> dict[str, object]:
     return {
         "registers": report.registers,
         "spill_bytes": report.spill_bytes,
+        "spills_in_loop": report.spills_in_loop,
         "shared_bytes": report.shared_bytes,
         "shared_limit": REFERENCE_DEVICE[request.target].shared_per_block,
         "matrix_family": report.matrix_family,
