@@ -55,7 +55,9 @@ def tune(
     gpu: Annotated[GpuName, typer.Option(help="The GPU that a rehearsal is for.")] = "h100",
     show: Annotated[bool, typer.Option("--list", help="Print what this user's cache holds, and end.")] = False,
     export_to: Annotated[Path | None, typer.Option("--export", help="Copy the user's results to a folder.")] = None,
-    import_from: Annotated[Path | None, typer.Option("--import", help="Add a folder's results to the user's.")] = None,
+    import_from: Annotated[
+        Path | None, typer.Option("--import", help="Add the results of a folder that --export or --out wrote.")
+    ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of the user's results.")] = False,
 ) -> None:
     """Find the fastest config of a layer on this GPU, and keep it for every later run.
@@ -155,11 +157,9 @@ def _look_after_the_store(show: bool, export_to: Path | None, import_from: Path 
     cache = Store(user_cache())
     if import_from is not None:
         if not import_from.is_dir():
-            fail(
-                f"--import: {import_from} is no folder",
-                "Name one that --export wrote, or FOLDER/entries of --out FOLDER.",
-            )
-        _copy(Store(import_from), cache)
+            fail(f"--import: {import_from} is no folder", "Name one that --export or --out wrote.")
+        written_by_out = import_from / "entries"
+        _copy(Store(written_by_out if written_by_out.is_dir() else import_from), cache)
     if export_to is not None:
         make_folder(export_to)
         _copy(cache, Store(export_to))

@@ -48,7 +48,7 @@ def times(rows: pd.DataFrame, stem: Path) -> bool:
         y = [places[tuple(case)] for case in floors[SHAPE].astype(str).itertuples(index=False)]
         axes.plot(floors["floor_us"], y, linestyle="", marker="|", markersize=12, color="black", label="floor")
         axes.set(xscale="log", xlabel="time of a call", title=phase)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda us, _: plain_duration(us))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)

@@ -33,6 +33,8 @@ rehearse=${1:-}
 end=$((SECONDS + MINUTES * 60))
 where=$([ "$rehearse" = --rehearse ] && echo "not gpu" || echo gpu)
 export PYTHONUNBUFFERED=1
+# Kept between calls on the same machine, and platformdirs, which a lent machine may lack, is not asked for a folder.
+export HOLDFAST_CACHE=${HOLDFAST_CACHE:-${TMPDIR:-/tmp}/holdfast-cache}
 echo "stage,seconds,status" >"$OUT/stages.csv"
 
 pack() { # what there is so far, so that a run that is cut off leaves it

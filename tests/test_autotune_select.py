@@ -135,7 +135,7 @@ def test_a_damaged_entry_is_a_miss_that_is_told_once(stores):
         ({"problem": replace(PROBLEM, hidden_size=512)}, "hidden_size (there 512, here 768)"),
         ({"problem": replace(PROBLEM, features=("lengths",))}, "features (there ('lengths',), here ())"),
         ({"length": 8}, "length (there short, here long)"),
-        ({"triton": "3.6.0"}, "triton (there 3.6.0, here "),
+        ({"triton": "3.5.1"}, "triton (there 3.5.1, here "),
         ({"driver": "570.1"}, "driver (there 570.1, here "),
         ({"source": "0" * 12}, "source (there 000000000000, here "),
     ],
@@ -163,7 +163,7 @@ def test_a_shipped_entry_may_come_from_another_driver_and_torch(stores):
     stores["shipped"].add(entry(SHIPPED, driver="1.0", torch="2.11.0", cuda="13.0"))
     assert select_for(PROBLEM, H100).origin == "shipped"
     stores["shipped"].clear()
-    stores["shipped"].add(entry(SHIPPED, triton="3.6.0"))
+    stores["shipped"].add(entry(SHIPPED, triton="3.5.1"))
     assert select_for(PROBLEM, H100).origin == "heuristic"
 
 
