@@ -128,17 +128,19 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
     if block <= 256 and (resident <= 512 or has_wgmma(limits)):
         yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 or block == 256 else 4)
+    much, backward = _keeps_much(problem), problem.phase == "backward"
     for tiling in tilings(problem, limits):
-        block_k = _block_k(problem, tiling.block_k)
+        block_k = _block_k(problem, min(tiling.block_k, 64) if much and backward else tiling.block_k)
         if tiling.aligned and problem.hidden_size % 16:
             continue
         if math.ceil(problem.hidden_size / block_k) * block_k <= tiling.max_k:
-            rows, exchange = tiling.rows // gates, "barrier" if _keeps_much(problem) else tiling.exchange
+            rows, exchange = tiling.rows // gates, "barrier" if much else tiling.exchange
             yield Config("cooperative", tiling.columns, rows, block_k, tiling.num_warps, exchange=exchange)
 
 
 def _keeps_much(problem: Problem) -> bool:
-    """Whether a loop holds so much beside h that polling all of h spills; a barrier reads it chunk by chunk.
+    """Whether a loop holds so much beside h that polling all of h spills; a barrier reads it chunk by chunk. Backwards
+    the chunks are small: with 64 columns for 128 the same LSTM accesses local memory 5 times a step, not 19 (sm_100).
 
     bf16 H=768, sm_90: a GRU with two products spills 328 bytes, an LSTM with dropout of h, zoneout, lengths and resets
     16, as dataflow; 197 and 219 registers and no spill with a barrier.

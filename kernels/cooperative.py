@@ -129,7 +129,9 @@ def forward(
         mask = unit_ok[:, None] & row_ok[None, :]
         tile_start = batch0 * WIDTH + direction * HIDDEN
         state = load_states(initial, tile_start + tile_offsets, mask, STATES)
-        factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
+        factors = None
+        if dropout_ptr is not None:
+            factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
         if resets_ptr is not None:
             fresh = load_states(reset_state, tile_start + tile_offsets, mask, STATES)
         gx_tile = gx_ptr + batch0 * stride_gxb
@@ -335,7 +337,9 @@ def backward(
         mask = unit_ok[:, None] & row_ok[None, :]
         tile_start = batch0 * WIDTH + direction * HIDDEN
         state_offsets = (direction.to(tl.int64) * B + batch0) * HIDDEN + row[None, :] * HIDDEN + unit[:, None]
-        factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
+        factors = None
+        if dropout_ptr is not None:
+            factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
 
         d = load_states(d_final, state_offsets, mask, STATES)
         fresh = None
@@ -352,6 +356,9 @@ def backward(
         after = load_sequence_states(y_ptr, kept, tile_start + first * WIDTH, tile_offsets, last_mask, STATES)
         for step in tl.range(steps, disable_licm=True):
             at = steps - 1 - step
+            if starts_ptr is None:
+                t = time_of(at, length, reverse, lengths_ptr)
+                first = first_row(t, starts_ptr, B)
             mask_here = unit_ok[:, None] & here[None, :]
             start = tile_start + first * WIDTH
             earlier = tl.maximum(at - 1, 0)
@@ -477,9 +484,10 @@ def backward(
                     of_reset = add_all(of_reset, choose(reset, d, zeros_like_all(d, STATES), STATES), STATES)
                 d = choose(reset, zeros_like_all(d, STATES), d, STATES)
             after = left
-            t = t_earlier
-            first = first_earlier
             here = here_earlier
+            if starts_ptr is not None:
+                t = t_earlier
+                first = first_earlier
         store_states(d_initial, state_offsets, d, mask, STATES)
         if d_reset is not None:
             store_states(d_reset, state_offsets, of_reset, mask, STATES)

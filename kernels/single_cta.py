@@ -130,7 +130,9 @@ def forward(
     tile_start = batch0 * WIDTH + direction * HIDDEN
     tile_offsets = row[None, :] * WIDTH + unit[:, None]
     state = load_states(initial, tile_start + tile_offsets, mask, STATES)
-    factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
+    factors = None
+    if dropout_ptr is not None:
+        factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
     if resets_ptr is not None:
         fresh = load_states(reset_state, tile_start + tile_offsets, mask, STATES)
     gx_tile = gx_ptr + direction.to(tl.int64) * stride_gxd + batch0 * stride_gxb
@@ -263,7 +265,9 @@ def backward(
     gate_offsets = row[None, :] * (GATES * WIDTH) + unit[:, None]
     tile_start = batch0 * WIDTH + direction * HIDDEN
     state_offsets = (direction.to(tl.int64) * B + batch0) * HIDDEN + row[None, :] * HIDDEN + unit[:, None]
-    factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
+    factors = None
+    if dropout_ptr is not None:
+        factors = load_factors(dropout_ptr, tile_start + tile_offsets, mask)
 
     d = load_states(d_final, state_offsets, mask, STATES)
     fresh = None
@@ -280,6 +284,9 @@ def backward(
     after = load_sequence_states(y_ptr, kept, tile_start + first * WIDTH, tile_offsets, last_mask, STATES)
     for step in tl.range(steps, disable_licm=True):
         at = steps - 1 - step
+        if starts_ptr is None:
+            t = time_of(at, length, reverse, lengths_ptr)
+            first = first_row(t, starts_ptr, B)
         mask_here = unit_ok[:, None] & here[None, :]
         start = tile_start + first * WIDTH
         earlier = tl.maximum(at - 1, 0)
@@ -361,9 +368,10 @@ def backward(
                 of_reset = add_all(of_reset, choose(reset, d, zeros_like_all(d, STATES), STATES), STATES)
             d = choose(reset, zeros_like_all(d, STATES), d, STATES)
         after = left
-        t = t_earlier
-        first = first_earlier
         here = here_earlier
+        if starts_ptr is not None:
+            t = t_earlier
+            first = first_earlier
     store_states(d_initial, state_offsets, d, mask, STATES)
     if d_reset is not None:
         store_states(d_reset, state_offsets, of_reset, mask, STATES)

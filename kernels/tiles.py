@@ -237,11 +237,8 @@ def load_parameters(
 
 @triton.jit
 def load_factors(pointer, offsets, mask):
-    """A float32 tile of factors; None where none are given."""
-    if pointer is None:
-        return None
-    else:
-        return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+    """A float32 tile of factors."""
+    return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
