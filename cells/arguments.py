@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.nn import Parameter
 
-from .backend import constant_when_traced
+from .eligibility import in_transform
 
 Lengths = Tensor | Sequence[int]
 
@@ -76,11 +75,6 @@ def checked_resets(resets: Tensor, T: int, B: int, *, batched: bool, batch_first
 
 
 def _readable_at_no_cost(t: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _in_transform():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform():
         return False
     return type(t) in (Tensor, Parameter) and t.device.type == "cpu"
-
-
-@constant_when_traced
-def _in_transform() -> bool:
-    return peek_interpreter_stack() is not None

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .backend import constant_when_traced
 from .call import Call
-from .eligibility import autocast_dtype, forward_ad_dual, needs_grad
+from .eligibility import autocast_dtype, forward_ad_dual, in_transform, needs_grad
 from .noise import Noise, draw, has_noise
 from .reference import reference_of
 
@@ -45,8 +45,11 @@ def needs_unfused(module: RecurrentBase, call: Call) -> bool:
 
 
 def sizes_are_symbolic(call: Call) -> bool:
-    """Whether the number of segments cannot be looked at: a tracer would bake it in, other tensors hold no numbers."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Whether the number of segments cannot be looked at: a tracer would bake it in, other tensors hold no numbers.
+
+    Inside a torch.func transform even the sizes of a packed batch are wrapped, and the fused op reads their memory.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform():
         return True
     given = [t for t in (call.lengths, call.resets) if t is not None]
     return any(type(t) is not Tensor or t.is_meta for t in given)

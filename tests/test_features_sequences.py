@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, vmap
+from torch.autograd import gradgradcheck
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import holdfast
@@ -269,6 +270,35 @@ def test_under_vmap_and_functional_call():
     y, h = vmap(lambda p, x, n: functional_call(models[0], p, (x,), {"lengths": n}))(stacked, x, lengths)
     for k, model in enumerate(models):
         torch.testing.assert_close((y[k], h[k]), model(x[k], lengths=lengths[k]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_under_func_grad_per_sample_gradients_and_jvp():
+    module = holdfast.LSTM(INPUT, HIDDEN, bidirectional=True)
+    x, lengths, resets = torch.randn(B, T, INPUT), torch.tensor(LENGTHS), torch.rand(T) < 0.3
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+
+    def loss(weights, x, n):
+        y, _ = functional_call(module, weights, (x,), {"lengths": n, "resets": resets})
+        return y.sin().sum()
+
+    of_samples = vmap(grad(loss), (None, 0, 0))(weights, x, lengths)
+    of_one = grad(loss)(weights, x[0], LENGTHS[:1])
+    for b in range(B):
+        y, _ = module(x[b], lengths=LENGTHS[b : b + 1], resets=resets)
+        expected = torch.autograd.grad(y.sin().sum(), list(module.parameters()))
+        for name, gradient in zip(weights, expected, strict=True):
+            torch.testing.assert_close(of_samples[name][b], gradient)
+            if b == 0:
+                torch.testing.assert_close(of_one[name], gradient)
+    _, tangent = jvp(lambda x: loss(weights, x, LENGTHS[:1]), (x[0],), (torch.ones_like(x[0]),))
+    torch.testing.assert_close(tangent, grad(loss, argnums=1)(weights, x[0], LENGTHS[:1]).sum())
+
+
+def test_double_backward(kind):
+    a = MODULES[kind][0](2, 3, 2, bidirectional=True, dtype=torch.float64, **MODULES[kind][2])
+    x, resets = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True), torch.rand(4, 2) < 0.4
+    assert gradgradcheck(lambda x: a(x, lengths=[4, 2], resets=resets)[0], (x,))
 
 
 @pytest.mark.parametrize("options", [{}, {"peepholes": True, "zoneout": (0.1, 0.2), "recurrent_dropout": 0.3}], ids=str)

@@ -157,6 +157,18 @@ def test_training_draws_masks_by_step():
     torch.testing.assert_close(stream.step(x), module(x.unsqueeze(0))[0][0])
 
 
+def test_compiles_whole():
+    torch._dynamo.reset()
+    x = torch.randn(4, B, 3)
+    with torch.no_grad():
+        stream = holdfast.Stateful(holdfast.GRU(3, 4))
+        expected = [stream(x), *(stream.step(x[0]) for _ in range(3))]
+        stream.reset()
+        chunk = torch.compile(stream, fullgraph=True, backend="aot_eager")
+        step = torch.compile(stream.step, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close([chunk(x), *(step(x[0]) for _ in range(3))], expected)
+
+
 def test_dropout_between_layers_in_a_step():
     module = holdfast.GRU(3, 4, 2, dropout=1.0)
     x = torch.randn(B, 3)
