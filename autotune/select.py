@@ -53,10 +53,15 @@ def select(
     """
     if torch.version.hip and device.type == "cuda":
         return Plan(problem, "eager", reasons=(_ROCM,))
-    limits = H100 if interpreting() else _limits(device)
+    limits = limits_of(device)
     if may_tune and current_mode() == "tune-on-miss" and _pinned.get() is None:
         on_miss.settle(key_of(problem, length), device, limits)
     return select_for(problem, limits, keep=keep, length=length)
+
+
+def limits_of(device: torch.device) -> DeviceLimits:
+    """What the device has; in the interpreter an H100."""
+    return H100 if interpreting() else _limits(device)
 
 
 def select_for(problem: Problem, limits: DeviceLimits, *, keep: Keep | None = None, length: int | None = None) -> Plan:

@@ -54,8 +54,9 @@ class RecurrentBase(nn.RNNBase):
 
         "save":       the gate values of every step, 4 numbers a unit for GRU and LSTM, and an LSTM's cell states.
         "recompute":  only the cell states; the gates are worked out again by one GEMM over all steps.
-        None:         "save" if that keeps at most 1 GiB for the call, all layers together, else "recompute"; always
-                      "save" under torch.compile, which does not know the sizes. The default.
+        None:         "recompute" where "save" would keep more than 1 GiB for the call, all layers together; else what
+                      tuning found faster, and without tuning "save"; always "save" under torch.compile, which does
+                      not know the sizes. The default.
 
         An RNN needs only its outputs, so there the choice changes nothing. It is copied and pickled with the module
         and is no part of the state_dict. Without a backward pass to follow (no_grad) nothing is kept.

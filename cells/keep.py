@@ -27,7 +27,14 @@ def keep_of(module: RecurrentBase, call: Call) -> Keep:
         return module.keep
     if torch.compiler.is_compiling():
         return "save"  # to look at the sizes would compile anew for others
-    return "save" if kept_bytes(module, call, "save") <= SAVE_AT_MOST else "recompute"
+    if kept_bytes(module, call, "save") > SAVE_AT_MOST:
+        return "recompute"
+    from ..autotune.keep import faster_keep
+    from ..autotune.select import limits_of
+    from .planning import problem_of
+
+    length = None if call.batch_sizes is not None else call.x.shape[1 if module.batch_first else 0]
+    return faster_keep(problem_of(module, call), limits_of(call.x.device), length=length) or "save"
 
 
 def kept_bytes(module: RecurrentBase, call: Call, keep: Keep) -> int:

@@ -196,6 +196,21 @@ def test_what_training_should_keep_is_the_faster_of_both_phases_together(stores)
         assert faster_keep(PROBLEM, H100) is None
 
 
+@pytest.mark.parametrize("faster", ["save", "recompute"])
+def test_a_module_keeps_what_was_measured_faster(stores, faster):
+    module, x = holdfast.LSTM(5, 24), torch.randn(3, 2, 5)
+    with interpret():
+        problem = module.explain(x).problem
+        tuned = Config("cooperative", 16, 16, 32, exchange="barrier")
+        for keep in ("save", "recompute"):
+            for phase in ("forward", "backward"):
+                us = 50.0 if keep == faster else 60.0
+                stores["user cache"].add(entry(tuned, replace(problem, phase=phase), keep=keep, us=us, length=3))
+        assert module.explain(x).keep == faster
+        module.keep = "save"
+        assert module.explain(x).keep == "save"
+
+
 def test_modes():
     assert current_mode() == "use"
     with mode("tune-on-miss"):
