@@ -164,7 +164,7 @@ def test_an_empty_batch(regime, device):
     layer = Layer(case, 5)
     found = gradients(case, layer, device, torch.zeros(5, 0, 8, device=device), [None, None])
     assert found.x.shape == (5, 0, 6)
-    assert all(not w.any() for w in found.weights[0])
+    assert all(w is None or not w.any() for w in found.weights[0])
 
 
 def test_no_gradient_of_x_unless_asked(device):
@@ -184,5 +184,6 @@ def test_recompute_keeps_at_most_half():
             _, _, residuals = forward_layer(case.problem, case.config, layer.x, layer.weights(CPU), layer.hx, keep=keep)
         return sum(t.nbytes for t in (*residuals.kept, residuals.saved) if t is not None)
 
-    for cell in CELLS:
-        assert held(cell, "recompute") <= held(cell, "save") / 2
+    for cell, spec in CELLS.items():
+        # What a second product multiplies comes back from no single GEMM: such a cell always saves.
+        assert held(cell, "recompute") <= held(cell, "save") / (2 if spec.inner is None else 1)
