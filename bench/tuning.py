@@ -167,6 +167,14 @@ def quality_line(entries: Sequence[Entry]) -> str:
     return NO_MEASUREMENTS if quality is None else str(quality)
 
 
+def store_quality() -> str:
+    """The heuristic's quality over all tuning results that selection would look at: the user's and the shipped ones."""
+    from ..autotune.lookup import stores
+
+    entries = [entry for _, store in stores() for _, entry in store.entries() if isinstance(entry, Entry)]
+    return quality_line(entries)
+
+
 def constants_line(limits: DeviceLimits) -> str:
     constants = constants_for(limits)
     measured = ", ".join(constants.measured) or "none of the cost model's constants is"
