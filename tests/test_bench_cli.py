@@ -86,7 +86,7 @@ def test_smoke_from_end_to_end(tmp_path):
     assert (timed["status"] == "ok").all()
     assert (timed["error"] <= timed["allowed"]).all()
     assert (timed.groupby(["provider", "phase", "cell", "H"]).size() == 3).all()
-        assert "heuristic over tuned best" in result.output
+    assert "heuristic over tuned best" in result.output
     assert {"results.csv", "results.md", "results.tex", "provenance.json", "smoke.png", "smoke.pdf"} <= set(
         os.listdir(tmp_path / "a")
     )
