@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from holdfast.bench.demo.model import parameter_count
 from holdfast.bench.demo.text import Corpus, python_docs
+from holdfast.bench.tables import to_markdown
 from holdfast.bench.tasks import run
 from holdfast.bench.tasks.actor_critic import DISCOUNT, TRACE, advantages
 from holdfast.bench.tasks.characters import Characters
@@ -33,7 +35,7 @@ from holdfast.bench.tasks.equal_hidden import equal_hidden
 from holdfast.bench.tasks.maze import FORWARD, LEFT, OBSERVATIONS, RIGHT, TMaze, mean_return
 from holdfast.bench.tasks.models import batches_of
 from holdfast.bench.tasks.registry import TASKS
-from holdfast.bench.tasks.report import clipping, over_seeds, write_report
+from holdfast.bench.tasks.report import clipping, over_seeds, quality_table, write_report
 from holdfast.bench.tasks.results import read_results
 from holdfast.bench.tasks.task import Task
 from holdfast.bench.tasks.training import CLIP, Learner, learners_of, train
@@ -314,29 +316,30 @@ def curves_of(task: str, model: str, qualities: list[float], seconds: float) -> 
     return pd.DataFrame({"task": task, "seed": 0, "model": model, "clip": CLIP, **columns})
 
 
-def test_ratios_are_those_of_the_curves():
-    gru = curves_of("forecast", "GRU", [4.0, 2.0, 1.0], seconds=1.0)
-    lstm = curves_of("forecast", "LSTM", [4.0, 3.0, 2.0], seconds=2.0)
-    baselines = pd.DataFrame({"task": ["forecast"], "value": [4.0]})
+@pytest.mark.parametrize(("task", "sign"), [("forecast", 1), ("digits", -1)])
+def test_ratios_are_those_of_the_curves(task, sign):
+    """Of two models of which one is twice as fast an epoch and needs half of the epochs."""
+    gru = curves_of(task, "GRU", [sign * 4.0, sign * 2.0, sign * 1.0], seconds=1.0)
+    lstm = curves_of(task, "LSTM", [sign * 4.0, sign * 3.0, sign * 2.0], seconds=2.0)
+    baselines = pd.DataFrame({"task": task, "value": [sign * 0.5, sign * 4.0]})
     (ratios,) = compare(pd.concat((gru, lstm)), baselines).to_dict("records")
-    assert ratios["quality"] == 2.0
+    assert ratios["quality"] == sign * 2.0
     assert ratios["epochs"] == 0.5
     assert ratios["epoch_cpu"] == ratios["epoch_wall"] == 0.5
     assert ratios["time_cpu"] == 0.25
 
 
-@pytest.mark.parametrize(
-    ("qualities", "quality", "higher", "epochs"),
-    [([4.0, 3.0, 5.0, 1.0], 2.0, False, 2.5), ([0.0, 8.0, 6.0, 9.0], 4.0, True, 0.5), ([5.0, 6.0], 5.0, False, 0.0)],
-)
-def test_epochs_until_a_quality(qualities, quality, higher, epochs):
-    assert epochs_until(curves_of("any", "GRU", qualities, 1.0), quality, higher) == pytest.approx(epochs)
+@pytest.mark.parametrize(("goal", "epochs"), [(0.0, 0.0), (2.0, 1.0), (2.5, 2.5), (3.0, 3.0), (3.5, np.nan)])
+def test_epochs_until_a_goal(goal, epochs):
+    found = epochs_until(goal, np.arange(5.0), np.array([0.0, 2.0, 2.0, 3.0, 3.0]))
+    assert found == pytest.approx(epochs, nan_ok=True)
 
 
 def test_nothing_is_read_from_models_that_did_not_learn():
     curves = pd.concat([curves_of("maze", model, [-2.0, 0.0], 1.0) for model in ("GRU", "LSTM")])
     ratios = compare(curves, pd.DataFrame({"task": ["maze", "maze"], "value": [0.0, 1.0]}))
-    assert ratios.empty
+    assert ratios["epoch_cpu"].item() == 1.0
+    assert ratios[["quality", "epochs", "time_cpu", "time_wall"]].isna().all(axis=None)
     assert "nothing can be said" in reading(ratios, pd.DataFrame())
 
 
@@ -429,6 +432,15 @@ def test_an_interrupted_run_leaves_what_it_had(tmp_path, monkeypatch):
 def test_a_run_refuses_what_makes_no_sense(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         run.run_tasks(tmp_path, **options)
+
+
+def test_readme_shows_the_committed_results():
+    root = Path(__file__).parents[1]
+    results = read_results(root / "bench/results/cpu-tasks")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert to_markdown(quality_table(results)) in readme
+    claim = reading(compare(results.curves, results.baselines), results.equal_hidden)
+    assert claim in " ".join(readme.split())
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
