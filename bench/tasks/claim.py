@@ -92,8 +92,9 @@ def reading(ratios: pd.DataFrame, equal_hidden: pd.DataFrame) -> str:
     tasks = int(mean["epochs"].count())
     as_claimed = [str(task) for task in mean.index[mean["time_cpu"] <= CLAIMED]]
     which = f" ({', '.join(as_claimed)})" if as_claimed else ""
-    unlearnt = int(ratios["epochs"].isna().sum())
-    left_out = f"Left out: {unlearnt} of {len(ratios)} pairs of runs, in which one of the two learnt nothing. "
+    left_out = ""
+    if unlearnt := int(ratios["epochs"].isna().sum()):
+        left_out = f"Left out: {unlearnt} of {len(ratios)} pairs of runs, in which one of the two learnt nothing. "
     by_ops = equal_hidden.pivot_table(index=["onednn", "task"], columns="model", values="cpu_s", sort=False)
     ratio = by_ops["GRU"] / by_ops["LSTM"]
     return (
@@ -103,12 +104,7 @@ def reading(ratios: pd.DataFrame, equal_hidden: pd.DataFrame) -> str:
         f"{between(mean['epochs'])} times the epochs (fewer in {(mean['epochs'] < 1).sum()} of {tasks} tasks) and "
         f"{between(mean['time_cpu'])} times the CPU time: less than the LSTM in {(mean['time_cpu'] < 1).sum()} tasks, "
         f"{CLAIMED:g} or less in {len(as_claimed)}{which}. "
-        + (
-            f"Left out: {unlearnt} of {len(ratios)} pairs of runs, in which one of the two learnt nothing. "
-            if unlearnt
-            else ""
-        )
-        + f"At equal hidden size, where a GRU does three quarters of the arithmetic, "
+        f"{left_out}At equal hidden size, where a GRU does three quarters of the arithmetic, "
         f"an epoch took {between(ratio.loc[True])} times the LSTM's CPU time, and {between(ratio.loc[False])} with "
         f"oneDNN off: that is torch, which on a CPU has a oneDNN op for an LSTM and none for a GRU. What this does not "
         f"show: anything about a GPU, cuDNN or holdfast's kernels, larger models, other data or other schedules; "
