@@ -126,9 +126,9 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
-    if block <= 256 and (resident <= 512 or has_wgmma(limits)):
-        yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 or block == 256 else 4)
     much, backward = _keeps_much(problem), problem.phase == "backward"
+    if block <= 256 and (resident <= 512 or has_wgmma(limits)):
+        yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 or block == 256 or much else 4)
     for tiling in tilings(problem, limits):
         block_k = _block_k(problem, min(tiling.block_k, 64) if much and backward else tiling.block_k)
         if tiling.aligned and problem.hidden_size % 16:
@@ -143,10 +143,12 @@ def _keeps_much(problem: Problem) -> bool:
     the chunks are small: with 64 columns for 128 the same LSTM accesses local memory 5 times a step, not 19 (sm_100).
 
     bf16 H=768, sm_90: a GRU with two products spills 328 bytes, an LSTM with dropout of h, zoneout, lengths and resets
-    16, as dataflow; 197 and 219 registers and no spill with a barrier.
+    16, as dataflow; 197 and 219 registers and no spill with a barrier. At H=1024 any feature is too much: 448 bytes for
+    resets to a given state, sm_80 with Triton 3.9.0.
     """
     noise = {"recurrent_dropout", "zoneout"}
-    return find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
+    large = problem.hidden_size > 768 and bool(problem.features)
+    return large or find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
 
 
 def _block_k(problem: Problem, largest: int) -> int:
