@@ -172,7 +172,7 @@ def forward(
         v = gate_values(x, a, state, p, GATES_OF, ACTIVATION, RECURRENT)
         shares = None
         if zones is not None:
-            zone_start = (first + batch0) * stride_zone_row + direction * HIDDEN * stride_zone_unit
+            zone_start = (first + batch0) * stride_zone_row + direction.to(tl.int64) * HIDDEN * stride_zone_unit
             zone_offsets = row[None, :] * stride_zone_row + unit[:, None] * stride_zone_unit
             shares = load_zones(zones, zone_start, zone_offsets, mask_here, STATES)
         state = next_state(v, state, p, shares, here, lengths_ptr, UPDATE, ACTIVATION, RECURRENT, STATES)
@@ -341,7 +341,7 @@ def backward(
         )
         d_past = None
         if zones is not None:
-            zone_start = (first + batch0) * stride_zone_row + direction * HIDDEN * stride_zone_unit
+            zone_start = (first + batch0) * stride_zone_row + direction.to(tl.int64) * HIDDEN * stride_zone_unit
             zone_offsets = row[None, :] * stride_zone_row + unit[:, None] * stride_zone_unit
             shares = load_zones(zones, zone_start, zone_offsets, mask_here, STATES)
             d, d_past = split_by_zones(shares, d, STATES)

@@ -1,0 +1,46 @@
+"""Offsets into sequences are 64-bit: no product of a length, a batch size, a stride or a step is a 32-bit one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+import torch
+
+from holdfast.autotune.offline import compile_offline
+from holdfast.autotune.targets import REFERENCE_DEVICE
+from holdfast.kernels.config import Config
+from holdfast.kernels.describe import describe
+from holdfast.kernels.problem import Problem
+
+CONFIGS = {"single_cta": Config("single_cta", 16, 64, 64), "cooperative": Config("cooperative", 16, 16, 64)}
+FEATURES = [(), ("lengths", "packed"), ("lengths", "reset_state", "resets", "zoneout")]
+
+
+@pytest.mark.parametrize(
+    ("regime", "phase", "features"), list(itertools.product(CONFIGS, ("forward", "backward"), FEATURES)), ids=str
+)
+def test_scalar_products_of_run_time_values_are_64_bit(regime, phase, features):
+    config = CONFIGS[regime]
+    problem = Problem("lstm", torch.bfloat16, 64, 16, 2, phase=phase, features=features)
+    kernel = describe(problem, config, REFERENCE_DEVICE["sm_90"])
+    ttgir = compile_offline(
+        kernel.fn,
+        kernel.signature,
+        kernel.constexprs,
+        kernel.attrs,
+        "sm_90",
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        **kernel.options,
+    ).ttgir
+    products = re.findall(r"arith\.muli (%[\w#]+), (%[\w#]+)[^:]* : (i32|i64)\b", ttgir)
+    assert any(width == "i64" for *_, width in products)
+    # What is left in 32 bits is a program's own number times a block size.
+    narrow = [(a, b) for a, b, width in products if width == "i32"]
+    arguments = set(re.findall(r"(%\w+): (?:i32|i64)", ttgir[: ttgir.index("attributes")]))
+    for operands in narrow:
+        assert any(re.fullmatch(r"%c\d+_i32(_\d+)?", operand) for operand in operands), operands
+        assert not arguments.intersection(operands), operands
+    assert len(narrow) <= 3
