@@ -17,6 +17,7 @@ from ..kernels.describe import KernelDescription, describe
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits, resident_programs
 from .offline import CompiledReport, compile_offline, weight_loads_in_loop
+from .own_cells import import_modules, modules_of_own_cells
 from .targets import REFERENCE_DEVICE
 
 
@@ -73,7 +74,9 @@ class Compilers:
     def pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Spawned: torch and LLVM are not safe to fork once their threads run.
-            self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            modules = modules_of_own_cells()
+            self._pool = ProcessPoolExecutor(self._workers, context, import_modules, (modules,))
         return self._pool
 
     def close(self) -> None:
@@ -157,7 +160,8 @@ def _describe(request: Request) -> KernelDescription:
 def _kernel_key(request: Request) -> str:
     spec = _describe(request)
     constexprs = {
-        name: value.fn.__qualname__ if isinstance(value, triton.JITFunction) else value
+        # The function itself: cells in different files may give theirs the same name.
+        name: id(value) if isinstance(value, triton.JITFunction) else value
         for name, value in spec.constexprs.items()
     }
     return repr(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .job import Job, Result
+from .own_cells import import_modules, modules_of_own_cells
 
 TIMEOUT_S = 60.0
 """For one candidate, compilation included. A wait in a kernel ends by itself after about a second."""
@@ -63,7 +64,9 @@ class Child:
             # Spawned: a forked process cannot use CUDA.
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True, name="holdfast tuner")
+            self._process = context.Process(
+                target=_serve, args=(theirs, modules_of_own_cells()), daemon=True, name="holdfast tuner"
+            )
             self._process.start()
             theirs.close()
             if not self._connection.poll(120):  # torch and Triton take seconds to import
@@ -71,7 +74,13 @@ class Child:
                 raise RuntimeError(
                     "the tuner's child process did not start within 120 s; is the machine out of memory?"
                 )
-            self._connection.recv()
+            try:
+                self._connection.recv()
+            except EOFError:
+                self.close()
+                raise RuntimeError(
+                    "the tuner's child process ended before it had started: see its error above"
+                ) from None
         return self._connection
 
     def close(self) -> None:
@@ -127,9 +136,10 @@ class Children:
             child.close()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, own_cells: tuple[str, ...]) -> None:
     from .candidate import run
 
+    import_modules(own_cells)
     connection.send("ready")
     while True:
         try:

@@ -7,19 +7,20 @@ from typing import Literal
 
 import torch
 
+from ..cells.reference import reference_of
+
 Phase = Literal["forward", "training"]
 Sequences = Literal["dense", "ragged", "resets"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-GATES = {"rnn_tanh": 1, "gru": 3, "lstm": 4}
 
 
 @dataclass(frozen=True)
 class Case:
     """One layer or stack of layers on one batch.
 
-    cell:         "rnn_tanh", "gru" or "lstm".
+    cell:         the name of a cell, such as "gru".
     hidden_size:  H; with heads, of each head.
     batch_size, length:  B and T.
     input_size:   I; 0 stands for the width of the output of one direction, heads * H.
@@ -73,14 +74,22 @@ class Case:
         return " ".join([shape, *filter(None, extras)])
 
 
+def gates(cell: str) -> int:
+    """G of a cell; 0 for one that is not loaded here, such as another user's in a table of results."""
+    try:
+        return reference_of(cell).gates
+    except ValueError:
+        return 0
+
+
 def input_flops(case: Case) -> int:
     """Floating-point operations of the input projections of all layers, directions and steps, forwards."""
-    rows = case.length * case.batch_size * GATES[case.cell] * case.hidden_size * case.directions * case.heads
+    rows = case.length * case.batch_size * gates(case.cell) * case.hidden_size * case.directions * case.heads
     later = (case.layers - 1) * case.directions * case.hidden_size
     return 2 * rows * (case.inputs + later)
 
 
 def recurrent_flops(case: Case) -> int:
     """Floating-point operations of W_hh h of all layers, directions and steps, forwards."""
-    units = GATES[case.cell] * case.hidden_size**2 * case.directions * case.heads
+    units = gates(case.cell) * case.hidden_size**2 * case.directions * case.heads
     return 2 * case.length * case.batch_size * units * case.layers

@@ -1,4 +1,5 @@
-"""Are the kernels right? Each cell, regime, dtype and odd shape against torch.nn in float64.
+"""Are the kernels right? Each cell, regime, dtype and odd shape against torch.nn in float64, or against plain steps of
+the cell's reference where torch.nn lacks it.
 
 On a GPU the kernels are compiled; without one they run in the concurrent interpreter.
 """
@@ -266,13 +267,14 @@ REGIMES = ("single_cta", "cooperative/dataflow", "cooperative/barrier")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def cases(quick: bool) -> Iterator[Case]:
-    """Every cell in every regime and dtype; in full also odd shapes, directions, strides and tf32."""
-    for cell, regime, dtype in itertools.product(CELLS, REGIMES, DTYPES):
+def cases(quick: bool, cells: Iterable[str] | None = None) -> Iterator[Case]:
+    """Every cell, or these, in every regime and dtype; in full also odd shapes, directions, strides and tf32."""
+    chosen = list(CELLS if cells is None else cells)
+    for cell, regime, dtype in itertools.product(chosen, REGIMES, DTYPES):
         yield Case(cell, regime, dtype, directions=2 if dtype == torch.bfloat16 else 1)
     if quick:
         return
-    for cell, regime in itertools.product(CELLS, REGIMES):
+    for cell, regime in itertools.product(chosen, REGIMES):
         yield Case(cell, regime, torch.float32, hidden_size=1, batch_size=1, length=1, bias=False)
         yield Case(cell, regime, torch.bfloat16, hidden_size=7, batch_size=17, length=3, directions=2, initial=False)
         yield Case(cell, regime, torch.float16, hidden_size=100, batch_size=2, length=3, batch_first=True)
@@ -285,6 +287,7 @@ def run_checks(
     interpret: bool | None = None,
     seed: int = 0,
     quick: bool = False,
+    cells: Sequence[str] | None = None,
     only: Sequence[Case] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -292,10 +295,11 @@ def run_checks(
 
     interpret:  run in the concurrent interpreter on the CPU; None where there is no GPU.
     seed:       of the numbers and of the interpreter's schedule.
+    cells:      their names; None for all that are known.
     """
     on_cpu = not torch.cuda.is_available() if interpret is None else interpret
     device = torch.device("cpu" if on_cpu else "cuda")
-    chosen = list(cases(quick)) if only is None else list(only)
+    chosen = list(cases(quick, cells)) if only is None else list(only)
     rows = []
     for index, case in enumerate(track(chosen, "checking the kernels", disable=not progress, transient=True)):
         # Gradients in float32 and the full check in every dtype; relu without a bias has kinks in reach of rounding.
@@ -327,7 +331,7 @@ def print_checks(table: pd.DataFrame, console: Console | None = None) -> None:
     console = console or Console()
     where = "interpreted on the CPU" if not torch.cuda.is_available() else "on the GPU"
     printed = Table(
-        title=f"largest error against torch.nn in float64, kernels {where}",
+        title=f"largest error against torch in float64, kernels {where}",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),

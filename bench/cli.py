@@ -10,6 +10,7 @@ import typer
 
 from .cli_bench import bench
 from .cli_tune import ATLAS_EXAMPLE, TUNE_EXAMPLE, atlas, tune
+from .load_cells import Load, line_in, loaded_cells
 
 app = typer.Typer(
     help="Recurrent layers whose weights stay on chip for the whole sequence.",
@@ -21,12 +22,16 @@ app.add_typer(bench, name="bench")
 app.command(epilog=TUNE_EXAMPLE, no_args_is_help=True)(tune)
 app.command(epilog=ATLAS_EXAMPLE)(atlas)
 
-CellName = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 DtypeName = Literal["fp32", "bf16", "fp16"]
 WRONG = (
     "kernels differ from torch.nn by more than is allowed, see the table",
     'Until that is fixed, HOLDFAST_BACKEND=eager avoids them. Please report it with the output of "holdfast info".',
 )
+TO_CORRECT = (
+    "Do the jitted functions take and return what kernels/cell_math.py says, "
+    "in the numbers that holdfast.define_cell was given?"
+)
+WRONG_CELL = ("kernels differ from the cell's reference by more than is allowed, see the table", TO_CORRECT)
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -93,15 +98,26 @@ def check(
         bool, typer.Option("--interpret", help="Run the kernels in the interpreter even where there is a GPU.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One shape for each cell, regime and dtype.")] = False,
+    cell: Annotated[str | None, typer.Option(help="This cell alone. By default all, or with --load those.")] = None,
+    load: Load = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the numbers and of the interpreter's schedule.")] = 0,
 ) -> None:
-    """Compare the kernels with torch.nn in float64: compiled on a GPU, interpreted without one."""
+    """Compare the kernels with torch.nn in float64: compiled on a GPU, interpreted without one.
+
+    A cell of your own, from --load, is compared with the reference that it was defined with.
+    """
+    cells = loaded_cells(load, cell) or None
     from .check import print_checks, run_checks
 
-    checks = run_checks(interpret=interpret or None, seed=seed, quick=quick)
+    try:
+        checks = run_checks(interpret=interpret or None, seed=seed, quick=quick, cells=cells)
+    except Exception as error:
+        if load is None:
+            raise
+        fail(f"{load}: {line_in(load, error)}{type(error).__name__}: {error}", f"The kernels failed. {TO_CORRECT}")
     print_checks(checks)
     if not checks["ok"].all():
-        fail(*WRONG)
+        fail(*(WRONG if load is None else WRONG_CELL))
 
 
 @app.command(epilog="Example: holdfast compile-report --quick --target sm_90 --out report")
@@ -148,13 +164,15 @@ def info() -> None:
 
 @app.command(epilog="Example: holdfast explain --cell lstm --hidden 768 --batch 16 --dtype bf16")
 def explain(
-    cell: Annotated[CellName, typer.Option(help="Which recurrence.")] = "lstm",
+    cell: Annotated[str, typer.Option(help="lstm, gru, rnn_tanh, rnn_relu or any other cell by name.")] = "lstm",
     hidden: Annotated[int, typer.Option(min=1, help="hidden_size.")] = 768,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 16,
     dtype: Annotated[DtypeName, typer.Option(help="dtype of x, h and the weights.")] = "bf16",
     bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Both directions in one launch.")] = False,
+    load: Load = None,
 ) -> None:
     """Print the plan for one layer: regime, config and where it comes from, or why no kernel runs."""
+    loaded_cells(load, cell)
     import torch
 
     from ..cells.planning import precision

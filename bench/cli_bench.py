@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .load_cells import Load, loaded_cells
 from .suites.catalogue import ON_A_CPU, ON_A_GPU, SUITES, Suite
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ WRONG = (
 
 
 def _add(suite: Suite) -> None:
-    @bench.command(suite.name, help=suite.summary, epilog=f"Example: holdfast bench {suite.name} --quick --out results")
     def command(
         out: Out = Path("bench_out"),
         quick: Quick = False,
@@ -50,9 +51,19 @@ def _add(suite: Suite) -> None:
         minutes: Minutes = None,
         threads: Threads = None,
         seed: Seed = 0,
+        cell: Annotated[str | None, typer.Option(help="This cell alone, beside its plain loop.")] = None,
+        load: Load = None,
     ) -> None:
         words = tuple(filter(None, providers.split(",")))
-        _run([suite], out, lambda: _options(out, quick, rehearse, words, seconds, minutes, seed), threads)
+        _one_cell(cell, load)
+        _run([suite], out, lambda: _options(out, quick, rehearse, words, seconds, minutes, seed, cell), threads)
+
+    if not suite.any_cell:  # Typer makes an option of each parameter of the signature.
+        whole = signature(command, eval_str=True)
+        parameters = [p for name, p in whole.parameters.items() if name not in ("cell", "load")]
+        command.__signature__ = whole.replace(parameters=parameters)  # type: ignore[attr-defined]
+    epilog = f"Example: holdfast bench {suite.name} --quick --out results"
+    bench.command(suite.name, help=suite.summary, epilog=epilog)(command)
 
 
 for _suite in SUITES.values():
@@ -155,10 +166,21 @@ def _options(
     seconds: float | None,
     minutes: float | None,
     seed: int,
+    cell: str | None = None,
 ) -> Options:
     from .session import Options
 
-    return Options(out, quick, rehearse, providers, seconds, minutes, seed)
+    return Options(out, quick, rehearse, providers, seconds, minutes, seed, cell)
+
+
+def _one_cell(cell: str | None, load: Path | None) -> None:
+    """Make the cell known that a suite is asked for."""
+    from .cli import fail
+
+    if cell is None and load is not None:
+        fail("--load was given without --cell", "Name one of the file's cells with --cell.")
+    if cell is not None:
+        loaded_cells(load, cell)
 
 
 def _run(suites: Iterable[Suite], out: Path, options: Callable[[], Options], threads: int | None) -> None:
@@ -172,6 +194,7 @@ def _run(suites: Iterable[Suite], out: Path, options: Callable[[], Options], thr
     from .report import others, overview, write_report
     from .session import Session
     from .tables import print_table
+    from .tuning import store_quality
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -195,6 +218,7 @@ def _run(suites: Iterable[Suite], out: Path, options: Callable[[], Options], thr
             typer.echo(f"{suite.name}: {(rows['status'] == 'rehearsed').sum()} results right, none timed")
         ok &= session.ok
     write_report(out)
+    typer.echo(store_quality())
     typer.echo(f"Written to {out}: results.csv, results.md, results.tex, provenance.json and pictures")
     if not ok:
         fail(*WRONG)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .load_cells import Load, loaded_cells
+
 if TYPE_CHECKING:
     from ..autotune.store import Store
     from ..kernels.resources import DeviceLimits
@@ -30,8 +32,9 @@ ATLAS_EXAMPLE = "Example: holdfast atlas --gpu h100 --gpu l4 --out atlas"
 
 def tune(
     cell: Annotated[
-        str | None, typer.Option(help="Tune one layer of this cell: lstm, gru, rnn_tanh, rnn_relu.")
+        str | None, typer.Option(help="Tune one layer of this cell: lstm, gru, rnn_tanh, rnn_relu or another.")
     ] = None,
+    load: Load = None,
     hidden: Annotated[int, typer.Option(min=1, help="hidden_size of that layer.")] = 768,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch; those of one class share a result.")] = 16,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="dtype of that layer.")] = "bf16",
@@ -82,6 +85,7 @@ def tune(
             f"what to tune? {' and '.join(given) or 'nothing'} was given",
             "Give one of --cell, --list-file and --from-model.",
         )
+    loaded_cells(load, cell)
     import torch
 
     from ..autotune.folders import user_cache
@@ -99,7 +103,8 @@ def tune(
             for line in left_out:
                 typer.echo(line)
         else:
-            problems = wanted(_known_cell(cell), DTYPES[dtype], hidden, batch, 2 if bidirectional else 1, phase, length)
+            assert cell is not None
+            problems = wanted(cell, DTYPES[dtype], hidden, batch, 2 if bidirectional else 1, phase, length)
     except ListError as error:
         fail(str(error), 'See "holdfast tune --help".')
     if not problems:
@@ -128,16 +133,6 @@ def tune(
         fail("the time was up before anything was tuned", "Give more seconds with --budget.")
     print_results(done, options)
     typer.echo(f"Results: {store.root}" + (f"; tables: {out / 'tune.csv'}, {out / 'tune.md'}" if out else ""))
-
-
-def _known_cell(name: str | None) -> str:
-    from ..kernels.cell_spec import find_cell
-    from .cli import fail
-
-    try:
-        return find_cell(name or "").name
-    except KeyError:
-        fail(f"--cell should be one such as lstm, gru, rnn_tanh or rnn_relu, got {name!r}", "Name one of these.")
 
 
 def _limits(device: object, gpu: str) -> DeviceLimits:

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .case import GATES
+from .case import gates
 from .results import SHAPE, medians
 
 # Colours that stay apart in grey and for colour-blind readers (Okabe and Ito); more markers than colours.
@@ -111,10 +111,10 @@ def roofline(rows: pd.DataFrame, stem: Path) -> bool:
     largest batch; and an exchange a step, where one was measured.
     """
     found = medians(rows[rows["cell"].notna()])
-    found = found[(found["phase"] == "forward") & (found["T"] > 1)]
+    found = found[(found["phase"] == "forward") & (found["T"] > 1) & (found["cell"].map(gates) > 0)]
     if found.empty:
         return False
-    flops = 2 * found["B"] * found["cell"].map(GATES) * found["H"] ** 2
+    flops = 2 * found["B"] * found["cell"].map(gates) * found["H"] ** 2
     flops = flops * found["directions"] * found["layers"] * found["heads"]
     figure = _figure(6.8, 5.4)
     axes = figure.subplots()
@@ -138,7 +138,7 @@ def roofline(rows: pd.DataFrame, stem: Path) -> bool:
 
 def _limits(rows: pd.DataFrame, found: pd.DataFrame) -> dict[str, pd.Series]:
     """GFLOP/s by the operations of a step, of each measured limit."""
-    flops = 2 * found["B"] * found["cell"].map(GATES) * found["H"] ** 2
+    flops = 2 * found["B"] * found["cell"].map(gates) * found["H"] ** 2
     x = pd.Index(sorted({float(flops.min()) / 2, float(flops.max()) * 2}))
     limits = {}
     for dtype in dict.fromkeys(found["dtype"]):

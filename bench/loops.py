@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from .case import Phase
 from .numbers import Numbers
-from .providers import Calls, Prepared, Unavailable
+from .plain_layer import PlainLayer
+from .providers import Calls, Prepared, Unavailable, module_calls
 
 CELLS: dict[str, type[nn.Module]] = {"rnn_tanh": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 WHOLE_LOOP_STEPS = 32
@@ -53,6 +55,21 @@ class StepLoop:
 
         leaves = {f"{name}_l0": parameter for name, parameter in cell.named_parameters()}
         return Calls(numbers, forward, leaves, case.dtype).prepared(phase, algorithm=f"{type(cell).__name__} a step")
+
+
+class PlainLoop:
+    """A cell's own reference, step after step: what there is of a cell that torch.nn lacks."""
+
+    name = "plain loop"
+    is_peer = True
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        case = numbers.case
+        if case.sequences != "dense" or case.layers > 1:
+            raise Unavailable("the plain loop is written for one layer and dense batches")
+        factory = partial(PlainLayer, case.cell)
+        modules: list[nn.Module] = [numbers.module(factory, case.dtype, head) for head in range(case.heads)]
+        return module_calls(numbers, modules, case.dtype).prepared(phase, algorithm="the cell's reference a step")
 
 
 class CompiledLoop:

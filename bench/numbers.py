@@ -1,21 +1,25 @@
 """The numbers of a case: weights, several inputs to rotate among, gradients, lengths, resets; and the right answer.
 
 All values are drawn from a seed, none is zero as a whole, and every provider gets the same ones, rounded to the case's
-dtype. The right answer is torch.nn's in float64, sequence by sequence where sequences differ in length.
+dtype. The right answer is torch.nn's in float64, or that of plain steps for a cell that it lacks, sequence by sequence
+where sequences differ in length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .case import Case
+from .plain_layer import PlainLayer
 
 TORCH = {"rnn_tanh": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+Factory = Callable[..., nn.Module]
 Results = dict[str, Tensor]
 
 
@@ -49,18 +53,16 @@ class Numbers:
         if case.sequences == "resets":
             self.resets = (torch.rand(T, B, generator=on_cpu) < 1 / max(2, T // 8)).to(device)
 
-    def module(self, factory: type[nn.Module], dtype: torch.dtype, head: int = 0, **options: Any) -> Any:
+    def module(self, factory: Factory, dtype: torch.dtype, head: int = 0, **options: Any) -> Any:
         """A recurrent module of torch.nn's signature with this case's weights, in `dtype`."""
         case = self.case
-        module = factory(
-            case.inputs,
-            case.hidden_size,
-            num_layers=case.layers,
-            bidirectional=case.directions == 2,
-            **options,
-        )
+        module = factory(case.inputs, case.hidden_size, **self._form, **options)
         module.load_state_dict(self.weights[head])
         return module.to(self.device, dtype)
+
+    @property
+    def _form(self) -> dict[str, Any]:
+        return {"num_layers": self.case.layers, "bidirectional": self.case.directions == 2}
 
     @property
     def real_steps(self) -> int:
@@ -74,7 +76,7 @@ class Numbers:
 
     def computed_in(self, dtype: torch.dtype) -> Results:
         """The same in another dtype, by torch.nn."""
-        modules = [self.module(TORCH[self.case.cell], dtype, head) for head in range(self.case.heads)]
+        modules = [self.module(right_module(self.case.cell), dtype, head) for head in range(self.case.heads)]
         x = self.xs[0].to(dtype, copy=True).requires_grad_()
         y = torch.cat([self._sequences(module, x) for module in modules], -1)
         y.backward(self.dy.to(dtype))
@@ -98,9 +100,8 @@ class Numbers:
 
     def _draw_weights(self, generator: torch.Generator) -> dict[str, Tensor]:
         case = self.case
-        module = TORCH[case.cell](
-            case.inputs, case.hidden_size, num_layers=case.layers, bidirectional=case.directions == 2, device="meta"
-        )
+        with torch.device("meta"):
+            module = right_module(case.cell)(case.inputs, case.hidden_size, **self._form)
         bound = case.hidden_size**-0.5
         return {
             name: ((torch.rand(p.shape, generator=generator, device=self.device) * 2 - 1) * bound).to(case.dtype)
@@ -109,6 +110,11 @@ class Numbers:
 
     def _normal(self, generator: torch.Generator, *shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=self.device).to(self.case.dtype)
+
+
+def right_module(cell: str) -> Factory:
+    """What is right for a cell: torch.nn's module, or one layer in plain steps where it has none."""
+    return TORCH.get(cell) or partial(PlainLayer, cell)
 
 
 def named(parameter: str, head: int) -> str:

@@ -16,9 +16,19 @@ class PlainLayer(nn.Module):
     """
 
     def __init__(
-        self, cell: str, input_size: int, hidden_size: int, *, bias: bool, batch_first: bool, bidirectional: bool
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
+        if num_layers != 1:
+            raise ValueError(f"num_layers should be 1 for a cell that torch.nn lacks, got {num_layers}")
         self.cell, self.batch_first = cell, batch_first
         reference = reference_of(cell)
         rows = reference.gates * hidden_size

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 
+from ..autotune.own_cells import import_modules, modules_of_own_cells
 from .case import Case, Phase
 from .floor import measure_floor
 from .numbers import Numbers
@@ -32,7 +33,8 @@ class Prewarm:
     def __init__(self, device: torch.device) -> None:
         workers = min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) // 2))
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, context) if device.type == "cuda" else None
+        own_cells = (import_modules, (modules_of_own_cells(),))
+        self._pool = ProcessPoolExecutor(workers, context, *own_cells) if device.type == "cuda" else None
         self._done: set[Case] = set()
 
     def __enter__(self) -> Prewarm:

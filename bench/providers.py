@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -19,13 +20,18 @@ from ..cells.backend import backend
 from ..cells.base import RecurrentBase
 from ..cells.gru import GRU
 from ..cells.lstm import LSTM
+from ..cells.recurrent import Recurrent
 from ..cells.rnn import RNN
 from ..kernels.plan import Plan
 from .case import DTYPE_NAMES, Phase
 from .cudnn_algorithm import algorithm_here
-from .numbers import TORCH, Numbers, Results, named
+from .numbers import TORCH, Factory, Numbers, Results, named
 
 HOLDFAST: dict[str, type[RecurrentBase]] = {"rnn_tanh": RNN, "gru": GRU, "lstm": LSTM}
+
+
+def holdfast_module(cell: str) -> Factory:
+    return HOLDFAST.get(cell) or partial(Recurrent, cell)
 
 
 class Unavailable(Exception):  # noqa: N818  not an error: the table says why there is no time
@@ -136,7 +142,7 @@ class Holdfast:
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         case = numbers.case
-        modules = [numbers.module(HOLDFAST[case.cell], case.dtype, head) for head in range(case.heads)]
+        modules = [numbers.module(holdfast_module(case.cell), case.dtype, head) for head in range(case.heads)]
         arguments = sequence_arguments(numbers)
         x = numbers.xs[0].clone().requires_grad_(phase == "training")
         with torch.no_grad() if phase == "forward" else nullcontext():
@@ -244,6 +250,8 @@ class TorchNN:
         dtype = self.dtype or case.dtype
         if self.dtype == case.dtype:
             raise Unavailable("this is the case's own dtype")
+        if case.cell not in TORCH:
+            raise Unavailable(f"torch.nn has no {case.cell}")
         modules = [numbers.module(TORCH[case.cell], dtype, head) for head in range(case.heads)]
         if not self.packed and case.sequences != "dense":
             raise Unavailable(f"torch.nn has no argument for {case.sequences} sequences")

@@ -59,6 +59,7 @@ class Options:
     providers:  only providers whose name contains one of these; empty for all.
     seconds:    of timed calls for each provider of a case.
     minutes:    cases that have not begun by then are left out; None for no limit.
+    cell:       this one in place of a suite's own, beside its plain loop.
     """
 
     out: Path
@@ -68,6 +69,7 @@ class Options:
     seconds: float | None = None
     minutes: float | None = None
     seed: int = 0
+    cell: str | None = None
 
 
 @dataclass

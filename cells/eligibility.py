@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ELMAN = ("rnn_tanh", "rnn_relu")
+MOST_GATES = 4
 TRITON_INSTALLED = find_spec("triton") is not None
 
 
@@ -125,9 +126,10 @@ def traced_packed_sequence(module: RecurrentBase, call: Call) -> Reason | None:
 
 def too_many_gates(module: RecurrentBase, call: Call) -> Reason | None:
     gates = reference_of(module.cell).gates
-    if gates <= 4:
+    if gates <= MOST_GATES:
         return None
-    return Reason("too_many_gates", f"the kernels split a product into at most 4 gates; {module.cell} has {gates}")
+    why = f"the kernels split a product into at most {MOST_GATES} gates; {module.cell} has {gates}"
+    return Reason("too_many_gates", why)
 
 
 def values_not_kept(module: RecurrentBase, call: Call) -> Reason | None:

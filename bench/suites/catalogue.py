@@ -16,12 +16,14 @@ class Suite:
 
     needs_gpu:  without one it only rehearses.
     on_cpu:     it measures the CPU even where there is a GPU.
+    any_cell:   it takes --cell: that one in place of its own, beside its plain loop.
     """
 
     name: str
     summary: str
     needs_gpu: bool = False
     on_cpu: bool = False
+    any_cell: bool = False
 
     def run(self, session: Session) -> None:
         import_module(f".{self.name}", __package__).run(session)
@@ -30,10 +32,10 @@ class Suite:
 SUITES = {
     suite.name: suite
     for suite in (
-        Suite("smoke", "A few small layers through every provider: seconds, anywhere."),
+        Suite("smoke", "A few small layers through every provider: seconds, anywhere.", any_cell=True),
         Suite("floors", "What the machine can do at most: copies, products, exchanges, resident weights."),
         Suite("home", "cuDNN's home ground: fp16 LSTM, H 256 to 1024, B 8 to 128.", needs_gpu=True),
-        Suite("grid", "RNN, GRU, LSTM in three dtypes, H 64 to 2048, B 1 to 256.", needs_gpu=True),
+        Suite("grid", "RNN, GRU, LSTM in three dtypes, H 64 to 2048, B 1 to 256.", needs_gpu=True, any_cell=True),
         Suite("flashrnn", "FlashRNN's head-dim figure: B=16, T=1024, 768 = heads x dim.", needs_gpu=True),
         Suite("features", "Ragged, packed, resets, bidirectional, layers, each beside the plain layer."),
         Suite("memory", "Bytes held between forward and backward."),

@@ -9,6 +9,7 @@ import torch
 from ..case import Case
 from ..providers import Holdfast, TorchNN, Untuned
 from ..session import Entry, Session
+from .own_cell import of_cell
 from .tiny import rehearsal
 
 HIDDEN = (768, 256, 512, 1024, 128, 384, 64, 100, 1000, 192, 1536, 2048)
@@ -41,5 +42,5 @@ def entries(quick: bool) -> list[Entry]:
 
 
 def run(session: Session) -> None:
-    chosen = entries(session.options.quick or session.options.rehearse)
+    chosen = of_cell(entries(session.options.quick or session.options.rehearse), session.options.cell)
     session.run(rehearsal(chosen) if session.options.rehearse else chosen)
