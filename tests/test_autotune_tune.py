@@ -34,7 +34,7 @@ SMALL = Problem("gru", torch.bfloat16, 20, 3)
 
 
 def report(registers=128, shared=60_000, spill=0) -> CompiledReport:
-    return CompiledReport("sm_90", registers, spill, shared, 48, "HGMMA", 4, 0.0, "", ())
+    return CompiledReport("sm_90", registers, spill, spill, shared, 48, "HGMMA", 4, 0.0, "", ())
 
 
 @dataclass
@@ -118,7 +118,7 @@ def test_what_spills_or_stalls_is_never_tried_again(store, gpu):
     tuned = run(store, gpu)
     assert not gpu.spilling & {job.config for job in gpu.ran}
     why = {r.config: r.why for r in load(store).rejected if r.keep == "nothing"}
-    assert {why[c] for c in gpu.spilling} == {"spills 8 bytes a thread"}
+    assert {why[c] for c in gpu.spilling} == {"spills inside the time loop, 8 bytes a thread in all"}
     assert [why[c] for c in gpu.failing] == ["killed: no result within 60 s"]
     assert set(tuned.table["status"]) >= {"rejected", "killed"}
     gpu.ran.clear()
