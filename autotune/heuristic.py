@@ -128,7 +128,8 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
     much, backward = _keeps_much(problem), problem.phase == "backward"
     if block <= 256 and (resident <= 512 or has_wgmma(limits)):
-        yield Config("single_cta", 16, block, block, num_warps=8 if resident > 512 or block == 256 or much else 4)
+        wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
+        yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
     for tiling in tilings(problem, limits):
         block_k = _block_k(problem, min(tiling.block_k, 64) if much and backward else tiling.block_k)
         if tiling.aligned and problem.hidden_size % 16:
