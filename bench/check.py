@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import triton
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -23,9 +22,10 @@ from rich.table import Table
 
 from ..kernels import interpreter
 from ..kernels.cell_spec import CELLS, find_cell
-from ..kernels.config import Config, Exchange
+from ..kernels.config import Config
 from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer, run_layer
 from ..kernels.problem import Precision, Problem
+from .feature_case import draw_call, errors_of, small_config
 from .plain_layer import PlainLayer
 from .tolerance import Errors, compare_all, relative_error
 
@@ -76,12 +76,7 @@ class Case:
 
     @property
     def config(self) -> Config:
-        """Small tiles, so that a small problem already has several programs, chunks and batch tiles."""
-        if self.regime == "single_cta":
-            block = max(16, triton.next_power_of_2(self.hidden_size))
-            return Config("single_cta", 16, block, block)
-        exchange: Exchange = "barrier" if self.regime.endswith("barrier") else "dataflow"
-        return Config("cooperative", 16, 16, 32, exchange=exchange)
+        return small_config(self.regime, self.hidden_size)
 
 
 class Layer:
@@ -263,6 +258,8 @@ def _torch_error(results: Callable[[torch.dtype], dict[str, torch.Tensor]], case
 
 
 KEEP: tuple[Keep, ...] = ("save", "recompute")
+DRAWS = 4
+"""Calls with random features, for each cell and regime of the full check."""
 REGIMES = ("single_cta", "cooperative/dataflow", "cooperative/barrier")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -309,7 +306,24 @@ def run_checks(
             if backward:
                 found["backward"] = check_gradients(case, device, seed + index, KEEP[index % 2])
         rows += [_row(case, phase, errors) for phase, errors in found.items()]
+    if only is None and not quick:
+        drawn = list(itertools.product(CELLS if cells is None else cells, REGIMES, range(DRAWS)))
+        title = "checking lengths, resets, dropout and zoneout"
+        for index, (cell, regime, _) in enumerate(track(drawn, title, disable=not progress, transient=True)):
+            with interpreter.interpret(seed + index) if on_cpu else nullcontext():
+                rows += check_features(cell, regime, device, seed + index, KEEP[index % 2])
     return pd.DataFrame(rows)
+
+
+def check_features(cell: str, regime: str, device: torch.device, seed: int, keep: Keep) -> list[dict[str, object]]:
+    """A call with a random choice of features in float32: a row a phase."""
+    call = draw_call(cell, seed)
+    errors = errors_of(call, regime, keep, device)
+    of_phase = {"forward": [errors.pop(name) for name in [*errors] if name == "y" or name.startswith("final")]}
+    if cell != "rnn_relu":  # whose kinks are in reach of rounding
+        of_phase["backward"] = [*errors.values()]
+    base: dict[str, object] = {"cell": cell, "regime": regime, "dtype": "float32", "shape": str(call)}
+    return [base | {"phase": phase} | _numbers(worst(found)) for phase, found in of_phase.items()]
 
 
 def _row(case: Case, phase: str, errors: Errors) -> dict[str, object]:
@@ -319,6 +333,12 @@ def _row(case: Case, phase: str, errors: Errors) -> dict[str, object]:
         "phase": phase,
         "dtype": "tf32" if case.precision == "tf32" else str(case.dtype).removeprefix("torch."),
         "shape": f"T={case.length} B={case.batch_size} H={case.hidden_size} D={case.directions}",
+        **_numbers(errors),
+    }
+
+
+def _numbers(errors: Errors) -> dict[str, object]:
+    return {
         "error": errors.ours,
         "torch_error": errors.torchs,
         "tolerance": errors.tolerance,

@@ -97,7 +97,9 @@ def check(
     interpret: Annotated[
         bool, typer.Option("--interpret", help="Run the kernels in the interpreter even where there is a GPU.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="One shape for each cell, regime and dtype.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One shape for each cell, regime and dtype; no lengths and the like.")
+    ] = False,
     cell: Annotated[str | None, typer.Option(help="This cell alone. By default all, or with --load those.")] = None,
     load: Load = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the numbers and of the interpreter's schedule.")] = 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def test_check(file):
     assert {row[3] for row in rows} == {"float32", "bfloat16", "float16"}
     assert {row[-1] for row in rows} == {"ok"}
     assert " lstm " not in result.output
+
+
+def test_the_full_check_has_features_too(cell, monkeypatch):
+    """And sees a wrong gradient in them alone."""
+    monkeypatch.setattr(check, "REGIMES", ("single_cta",))
+    monkeypatch.setattr(check, "cases", lambda *_: [])
+    table = check.run_checks(interpret=True, cells=[cell], progress=False, seed=11)
+    assert list(table["phase"]) == ["forward", "backward"] * check.DRAWS
+    assert table["ok"].all()
+    shapes = " ".join(table["shape"])
+    assert any(word in shapes for word in ("lengths", "resets", "dropout", "zoneout"))
+    CELLS[cell] = replace(CELLS[cell], split_gradient=False)
+    again = check.run_checks(interpret=True, cells=[cell], progress=False, seed=11)
+    assert again[again["phase"] == "forward"]["ok"].all()
+    assert not again[again["phase"] == "backward"]["ok"].any()
 
 
 def test_check_of_a_built_in_cell_alone():
