@@ -146,13 +146,12 @@ def of_model(model: nn.Module, batch: int, phase: str, length: LengthClass) -> t
         if not isinstance(module, nn.RNNBase):
             continue
         dtype = cast(torch.Tensor, module.weight_hh_l0).dtype
-        if module.proj_size > 0:
-            left_out.append(f"{name or 'the model'}: proj_size has no kernel")
-        elif dtype not in KERNEL_DTYPES:
+        if dtype not in KERNEL_DTYPES:
             left_out.append(f"{name or 'the model'}: {dtype} has no kernel")
         else:
             cell = module.cell if isinstance(module, RecurrentBase) else module.mode.lower()
             directions = 2 if module.bidirectional else 1
+            # With proj_size the loop is that of the layer without it: `cells.projection`.
             found += wanted(cell, dtype, module.hidden_size, batch, directions, phase, length)
     return list(dict.fromkeys(found)), left_out
 

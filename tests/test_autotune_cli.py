@@ -196,7 +196,7 @@ class Tagger(nn.Module):
         self.second = nn.GRU(128, 96, dtype=torch.bfloat16)
         self.same = nn.GRU(5, 96, dtype=torch.bfloat16)
         self.exact = nn.RNN(5, 96, dtype=torch.float64)
-        self.projected = nn.LSTM(5, 96, proj_size=3)
+        self.projected = nn.LSTM(64, 64, bidirectional=True, proj_size=3, dtype=torch.bfloat16)  # as `first`
         self.head = nn.Linear(96, 2)
 
 
@@ -205,7 +205,7 @@ def test_a_models_layers_each_problem_once():
     lstm = Problem("lstm", torch.bfloat16, 64, 12, directions=2)
     gru = Problem("gru", torch.bfloat16, 96, 12)
     assert [w.problem for w in found] == [lstm, replace(lstm, phase="backward"), gru, replace(gru, phase="backward")]
-    assert [line.partition(":")[0] for line in left_out] == ["exact", "projected"]
+    assert [line.partition(":")[0] for line in left_out] == ["exact"]
 
 
 def test_from_model_finds_a_factory_in_the_current_folder(tmp_path, monkeypatch):
