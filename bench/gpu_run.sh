@@ -129,7 +129,13 @@ if [ "$where" = gpu ]; then
     tool profile 240 ncu --clock-control none --set full --kernel-name regex:forward --launch-count 2 \
         "$PYTHON" -m holdfast bench home --quick --providers holdfast --seconds 0.001 --out "$WORK/profile"
 else
+    tests forward 120 "test_tf32 and lstm" tests/test_kernels_forward.py -x
     tests backward 240 "test_as_torch_in_float64 and lstm and float32" tests/test_kernels_backward.py -x
+    # Tests that only a GPU can run: here they are at least found.
+    stage training 120 "$PYTHON" -m pytest -q -p no:cacheprovider --collect-only -m "gpu and not slow" \
+        tests/test_training_gpu.py tests/test_gpu_graph.py tests/test_gpu_memory.py
+    tests rest 240 "test_random_combinations and gru_reset_before" tests/test_kernels_features.py -x
+    suite host 1 --quick --threads 1 --seconds 0.02
     stage tune 120 "$PYTHON" -m holdfast tune --cell lstm --hidden 128 --candidates 2 --rehearse --out "$WORK/tuned"
     for name in smoke floors home memory latency flashrnn features grid; do
         suite "$name" 2 --rehearse
