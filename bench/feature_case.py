@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cells.packed_rows import PackedRows
 from ..cells.unfused import unroll
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config, Exchange
 from ..kernels.extras import Extras, is_one_number
 from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer
+from ..kernels.packed_rows import PackedRows
 from ..kernels.problem import Problem
 from .tolerance import Errors, compare_all
 

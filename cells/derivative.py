@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import copy_context
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
-from .packed_rows import PackedRows
+from ..kernels.extras import Extras
+from ..kernels.packed_rows import PackedRows
 from .unfused import unroll
 
 
@@ -26,17 +27,6 @@ def differentiable_layer(
         return list(_Layer.apply(options, extras, counts, x, *weights, *states, *reset_state))
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.holdfast.layer.default(x, weights, initial, *options, *extras)
-
-
-class Extras(NamedTuple):
-    """The op's last arguments; see `kernels.extras.Extras`, which would import Triton."""
-
-    lengths: Tensor | None = None
-    starts: Tensor | None = None
-    resets: Tensor | None = None
-    reset_state: Sequence[Tensor] | None = None
-    dropout: Tensor | None = None
-    zoneout: Sequence[Tensor] | None = None
 
 
 _OPTIONS = 6  # cell, directions, batch_first, dtype, precision, keep

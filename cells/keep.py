@@ -11,6 +11,7 @@ from .eligibility import needs_grad
 
 if TYPE_CHECKING:
     from ..kernels.layer import Keep
+    from ..kernels.problem import Problem
     from .base import RecurrentBase
 
 KEEP = ("save", "recompute")
@@ -27,24 +28,23 @@ def keep_of(module: RecurrentBase, call: Call) -> Keep:
         return module.keep
     if torch.compiler.is_compiling():
         return "save"  # to look at the sizes would compile anew for others
-    if kept_bytes(module, call, "save") > SAVE_AT_MOST:
-        return "recompute"
     from ..autotune.keep import faster_keep
     from ..autotune.select import limits_of
     from .planning import problem_of
 
+    problem = problem_of(module, call)
+    if kept_bytes(problem, module, call, "save") > SAVE_AT_MOST:
+        return "recompute"
     length = None if call.batch_sizes is not None else call.x.shape[1 if module.batch_first else 0]
-    return faster_keep(problem_of(module, call), limits_of(call.x.device), length=length) or "save"
+    return faster_keep(problem, limits_of(call.x.device), length=length) or "save"
 
 
-def kept_bytes(module: RecurrentBase, call: Call, keep: Keep) -> int:
+def kept_bytes(problem: Problem, module: RecurrentBase, call: Call, keep: Keep) -> int:
     """Bytes that all layers together keep for the backward pass, besides their inputs and outputs."""
     from ..kernels.cell_spec import find_cell
     from ..kernels.describe import saved_tiles
     from ..kernels.layer import keeps_values
-    from .planning import problem_of
 
-    problem = problem_of(module, call)
     spec = find_cell(problem.cell)
     each = 0 if keep == "nothing" else spec.states - 1
     each += saved_tiles(problem) if keeps_values(problem, keep) else 0

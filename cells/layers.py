@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.extras import Extras
+from ..kernels.packed_rows import PackedRows
 from .activations import find_activation
 from .call import Call
-from .derivative import Extras
 from .eligibility import ELMAN, kernel_dtype
 from .keep import keep_of
 from .noise import Noise, draw, has_noise
-from .packed_rows import PackedRows
 from .planning import precision
 from .projection import Projected
 from .reference import reference_of
@@ -64,7 +64,7 @@ def run_layers(
             dtype,
             precision(dtype),
             keep,
-            *(_extras(module, lengths, starts, call, reset_state, None if noise is None else noise[layer])),
+            *_extras(lengths, starts, call.resets, reset_state, None if noise is None else noise[layer]),
         )
         y, final = results[0], results[1 : 1 + module.n_states]
         if projected is not None:
@@ -94,15 +94,14 @@ def _extent(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _extras(
-    module: RecurrentBase,
     lengths: Tensor | None,
     starts: Tensor | None,
-    call: Call,
+    resets: Tensor | None,
     reset_state: list[Tensor] | None,
     noise: Noise | None,
 ) -> tuple[object, ...]:
     """The op's last arguments, none at all for a plain call."""
-    if lengths is None and call.resets is None and noise is None:
+    if lengths is None and resets is None and noise is None:
         return ()
     dropout, zoneout = (None, ()) if noise is None else noise
     shares = None
@@ -110,7 +109,7 @@ def _extras(
     if given:
         none = given[0].new_zeros(()).expand(given[0].shape)
         shares = [none if share is None else share for share in zoneout]
-    return tuple(Extras(lengths, starts, call.resets, reset_state, dropout, shares))
+    return tuple(Extras(lengths, starts, resets, reset_state, dropout, shares))
 
 
 def _trace(

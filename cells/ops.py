@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from ..kernels.extras import Extras
 from ..kernels.problem import Phase, Precision, Problem
 from .derivative import differentiable_layer
 
 if TYPE_CHECKING:
     from ..kernels.config import Config
-    from ..kernels.extras import Extras
     from ..kernels.layer import Keep, LayerWeights
 
 
@@ -56,7 +56,6 @@ def layer(
 
     Raises RuntimeError where this device has no kernel for the problem.
     """
-    from ..kernels.extras import Extras
     from ..kernels.layer import forward_layer
 
     extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
@@ -95,7 +94,6 @@ def fake_layer(
 ) -> list[Tensor]:
     from ..kernels.cell_spec import find_cell
     from ..kernels.describe import saved_tiles
-    from ..kernels.extras import Extras
     from ..kernels.layer import keeps_values
 
     extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
@@ -149,7 +147,6 @@ def layer_backward(
     Raises RuntimeError where this device has no kernel for the problem.
     """
     from ..kernels.cell_spec import find_cell
-    from ..kernels.extras import Extras
     from ..kernels.layer import Residuals, backward_layer
 
     extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)

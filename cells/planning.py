@@ -74,7 +74,7 @@ def full_plan(module: RecurrentBase, call: Call) -> Plan:
     if not backward:
         return forward
     keep = keep_of(module, call)
-    return replace(forward, backward=backward[0], keep=keep, kept_bytes=kept_bytes(module, call, keep))
+    return replace(forward, backward=backward[0], keep=keep, kept_bytes=kept_bytes(problem, module, call, keep))
 
 
 def _plans(problem: Problem, device: torch.device, trains: bool) -> list[Plan]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .packed_rows import PackedRows
+from ..kernels.packed_rows import PackedRows
 
 
 class Projected:

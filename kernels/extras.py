@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .exchange import SENTINEL
-
-_INTEGER = {2: torch.int16, 4: torch.int32}
+from .packed_rows import PackedRows
 
 
 class Extras(NamedTuple):
@@ -52,6 +50,13 @@ class Extras(NamedTuple):
         """Whether h before a step is not simply that of the step before it in memory."""
         return self.lengths is not None or self.resets is not None
 
+    def extent(self, tensor: torch.Tensor) -> tuple[int, int]:
+        """Steps and batch size, from a tensor as y, [T, B, ..] or packed [rows, ..]."""
+        if self.starts is None:
+            return tensor.shape[0], tensor.shape[1]
+        assert self.lengths is not None, "a packed sequence comes with its lengths"
+        return self.starts.shape[0], self.lengths.shape[0]
+
     def cast(self, dtype: torch.dtype) -> Extras:
         """As the kernels take them."""
         return Extras(
@@ -81,29 +86,6 @@ def as_steps_of_y(states: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, 
     return None if states is None else tuple(state.transpose(0, 1).contiguous() for state in states)
 
 
-def without_sentinel(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with another NaN where it holds the dataflow sentinel: it will be read by a team that waits."""
-    bits = tensor.view(_INTEGER[tensor.element_size()])
-    return bits.masked_fill(bits == SENTINEL, torch.iinfo(bits.dtype).max).view(tensor.dtype)
-
-
-def fill_channel(channel: torch.Tensor, extras: Extras, *, sentinel: bool) -> None:
-    """Prepare what a loop writes step by step: zeros where lengths leave steps out, the sentinel for a team that waits
-    for the others."""
-    if extras.lengths is None or extras.starts is not None:
-        if sentinel:
-            _bits(channel).fill_(SENTINEL)
-        return
-    channel.zero_()
-    if sentinel:
-        steps = torch.arange(channel.shape[0], device=channel.device)
-        _bits(channel).masked_fill_((steps[:, None] < extras.lengths)[..., None], SENTINEL)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(_INTEGER[tensor.element_size()])
-
-
 def states_before(
     h: torch.Tensor,
     initial: torch.Tensor | None,
@@ -119,14 +101,13 @@ def states_before(
     h:               of that direction after every step, [rows, H]: T * B rows, or those of a packed sequence.
     initial, reset:  [B, H], or None for zeros.
     """
-    rows = torch.arange(h.shape[0], device=h.device)
     if extras.starts is None:
+        rows = torch.arange(h.shape[0], device=h.device)
         time, row = rows // batch_size, rows % batch_size
         starts = torch.arange(steps, device=h.device) * batch_size
     else:
         starts = extras.starts
-        time = torch.searchsorted(starts, rows, right=True) - 1
-        row = rows - starts[time]
+        time, row, *_ = PackedRows.of(starts, extras.lengths, h.shape[0])
     length = torch.full_like(time, steps) if extras.lengths is None else extras.lengths[row].clamp(0, steps)
     neighbour = time + 1 if reverse else time - 1
     follows = (neighbour < length) if reverse else (neighbour >= 0)

@@ -51,11 +51,7 @@ class History(NamedTuple):
         extras = self.extras
         initial = self._through_dropout(None if self.initial is None else self.initial[0], direction)
         reset = self._through_dropout(None if extras.reset_state is None else extras.reset_state[0], direction)
-        if extras.starts is None:
-            steps, batch_size = own.shape[:2]
-        else:
-            assert extras.lengths is not None
-            steps, batch_size = extras.starts.shape[0], extras.lengths.shape[0]
+        steps, batch_size = extras.extent(own)
         back = self.walks_back(direction)
         rows = own.reshape(-1, hidden)
         return states_before(rows, initial, reset, extras, steps=steps, batch_size=batch_size, reverse=back)

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from .cell_spec import find_cell
+from .channel import fill_channel, without_sentinel
 from .config import Config
 from .describe import saved_tiles
-from .extras import Extras, as_steps_of_y, fill_channel, is_one_number, without_sentinel
+from .extras import Extras, as_steps_of_y, is_one_number
 from .gemm import History, LayerWeights, gradients_of_weights, project_input, project_state
 from .launch import launch
 from .problem import Problem
@@ -96,7 +97,7 @@ def forward_layer(
     gx = project_input(problem, x, weights, batch_first=batch_first)
     cell = find_cell(problem.cell)
     directions, hidden = len(weights), problem.hidden_size
-    steps, batch_size = _extent(gx, extras)
+    steps, batch_size = extras.extent(gx[0])
     width = directions * hidden
     y = gx.new_empty(*gx.shape[1:-1], width)
     final = tuple(gx.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
@@ -172,7 +173,7 @@ def backward_layer(
     cell = find_cell(problem.cell)
     directions, hidden = len(weights), problem.hidden_size
     width = directions * hidden
-    steps, batch_size = _extent(y[None], extras)
+    steps, batch_size = extras.extent(y)
     d_initial = tuple(y.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
     d_reset = None if extras.reset_state is None else tuple(torch.empty_like(state) for state in d_initial)
     da = y.new_empty(*y.shape[:-1], cell.gates * width)
@@ -239,14 +240,6 @@ def keeps_values(problem: Problem, keep: Keep) -> bool:
 
 def _saved(problem: Problem, y: torch.Tensor, width: int) -> torch.Tensor:
     return y.new_empty(*y.shape[:-1], saved_tiles(problem) * width)
-
-
-def _extent(rows: torch.Tensor, extras: Extras) -> tuple[int, int]:
-    """Steps and batch size, from a tensor [1 or D, T, B, ..] or, packed, [1 or D, rows, ..]."""
-    if extras.starts is None:
-        return rows.shape[1], rows.shape[2]
-    assert extras.lengths is not None, "a packed sequence comes with its lengths"
-    return extras.starts.shape[0], extras.lengths.shape[0]
 
 
 def _strided(name: str, tensor: torch.Tensor | None, extras: Extras) -> dict[str, Any]:
