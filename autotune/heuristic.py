@@ -125,8 +125,8 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     gates = find_cell(problem.cell).padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
-    # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
     much, backward = _keeps_much(problem), problem.phase == "backward"
+    # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
     if block <= 256 and (resident <= 512 or has_wgmma(limits)):
         wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
         yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
