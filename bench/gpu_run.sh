@@ -4,12 +4,12 @@
 #   OUT=results bash bench/gpu_run.sh               25 minutes on a machine with a GPU
 #   OUT=results bash bench/gpu_run.sh --rehearse    the same stages on a CPU, tiny and untimed
 #
-# MINUTES=25 bounds the whole run; ONLY='install|smoke' picks stages by a pattern, where one call may not take as long
+# MINUTES=25 bounds the whole run; ONLY='info|smoke' picks stages by a pattern, where one call may not take as long
 # as all of them, for instance in three calls of ten minutes:
 #
-#   MINUTES=9 ONLY='^(install|device|info|smoke|bench_smoke|forward|backward|training|rest|memcheck)$'
-#   MINUTES=9 ONLY='^(install|info|bench_floors|tune|bench_home|bench_memory|bench_latency)$'
-#   MINUTES=9 ONLY='^(install|info|import|bench_.*|full_size|profile)$' TUNED=folder-with-what-the-second-call-tuned
+#   MINUTES=9 ONLY='^(device|info|smoke|bench_smoke|forward|backward|training|rest|memcheck)$'
+#   MINUTES=9 ONLY='^(info|bench_floors|tune|bench_home|bench_memory|bench_latency)$'
+#   MINUTES=9 ONLY='^(info|import|bench_.*|full_size|profile)$' TUNED=folder-with-what-the-second-call-tuned
 #
 # Every stage has a process and a time-out of its own, so that a kernel that spins costs its stage and no more. After
 # every stage $OUT holds what there is so far:
@@ -20,7 +20,8 @@
 #   tuned.tar.gz       what tuning found, for `holdfast tune --import` and autotune/shipped/, and the cost model's
 #                      constants as the floors have them
 #
-# Nothing is installed from outside: the package itself goes in without its dependencies.
+# Nothing is installed: a link puts the package on Python's path. Beside torch and Triton it needs pandas, pytest, rich,
+# typer and matplotlib; pytest-timeout, pytest-xdist, compute-sanitizer and ncu are used where they are there.
 set -u
 cd "$(dirname "$0")/.."
 : "${OUT:=gpu_out}" "${MINUTES:=25}" "${PYTHON:=python3}" "${ONLY:=.}" "${TUNED:=}" "${TUNE_SECONDS:=240}"
@@ -28,7 +29,10 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
-mkdir -p "$WORK/logs" "$WORK/bench"
+mkdir -p "$WORK/logs" "$WORK/bench" "$WORK/path"
+# pip would need setuptools 77 and a place to write, of which a lent machine may lack both.
+ln -s "$PWD" "$WORK/path/holdfast"
+export PYTHONPATH=$WORK/path${PYTHONPATH:+:$PYTHONPATH}
 rehearse=${1:-}
 end=$((SECONDS + MINUTES * 60))
 where=$([ "$rehearse" = --rehearse ] && echo "not gpu" || echo gpu)
@@ -71,7 +75,7 @@ stage() { # NAME LIMIT_S COMMAND...
 tests() { # NAME LIMIT_S EXPRESSION PYTEST_ARGUMENTS...
     local name=$1 limit=$2 expression=$3
     shift 3
-    stage "$name" "$limit" "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 120 \
+    stage "$name" "$limit" "$PYTHON" -m pytest -q -p no:cacheprovider "${per_test[@]}" \
         -m "$where and not slow" -k "$expression" "$@"
 }
 
@@ -94,11 +98,11 @@ tool() { # a stage of its own where the tool is there: NAME LIMIT_S TOOL ARGUMEN
     stage "$name" "$limit" "$@"
 }
 
-workers=()
+workers=() per_test=(-o faulthandler_timeout=120) # without the plugin the log at least says which test hangs
+"$PYTHON" -c "import pytest_timeout" 2>/dev/null && per_test=(--timeout 120)
 [ "$where" = gpu ] && "$PYTHON" -c "import xdist" 2>/dev/null && workers=(-n 8)
 
 if [ "$where" = gpu ]; then
-    stage install 120 "$PYTHON" -m pip install --no-deps --no-build-isolation -q -e .
     stage device 30 nvidia-smi -q
 fi
 stage info 60 "$PYTHON" -m holdfast info
@@ -132,8 +136,7 @@ else
     tests forward 120 "test_tf32 and lstm" tests/test_kernels_forward.py -x
     tests backward 240 "test_as_torch_in_float64 and lstm and float32" tests/test_kernels_backward.py -x
     # Tests that only a GPU can run: here they are at least found.
-    stage training 120 "$PYTHON" -m pytest -q -p no:cacheprovider --collect-only -m "gpu and not slow" \
-        tests/test_training_gpu.py tests/test_gpu_graph.py tests/test_gpu_memory.py
+    where=gpu tests training 120 "" tests --collect-only
     tests rest 240 "test_random_combinations and gru_reset_before" tests/test_kernels_features.py -x
     suite host 1 --quick --threads 1 --seconds 0.02
     stage tune 120 "$PYTHON" -m holdfast tune --cell lstm --hidden 128 --candidates 2 --rehearse --out "$WORK/tuned"

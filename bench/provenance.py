@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from .. import __version__
 
 FILE = "provenance.json"
 _ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def gather() -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
-        "holdfast": version("holdfast"),
+        "holdfast": __version__,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "gpu": found.gpus[0] if found.gpus else None,

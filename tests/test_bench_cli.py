@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,3 +202,30 @@ def test_the_script_for_a_gpu_packs_at_most_eight_files(tmp_path):
     stages = (tmp_path / "out" / "stages.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in stages] == ["stage", "info", "bench_floors", "memcheck"]
     assert all(line.endswith(",0") for line in stages[1:3])
+
+
+@without_gpu
+@pytest.mark.skipif(sys.platform != "linux", reason="a script for Linux")
+def test_the_script_for_a_gpu_does_with_what_a_lent_machine_has(tmp_path):
+    """It finds every test that is marked gpu, without pip and the plugins and libraries that may be missing."""
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    for name in ("greenlet", "pip", "platformdirs", "pytest_timeout", "scipy", "sklearn", "statsmodels"):
+        (lacking / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')\n")
+    environment = os.environ | {
+        "OUT": str(tmp_path / "out"),
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(lacking),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "ONLY": "^(info|training)$",
+    }
+    script = [str(ROOT / "bench" / "gpu_run.sh"), "--rehearse"]
+    result = subprocess.run(["bash", *script], env=environment, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stdout + result.stderr
+    with tarfile.open(tmp_path / "out" / "logs.tar.gz") as logs:
+        log = logs.extractfile("logs/training.log")
+        assert log is not None
+        found = log.read().decode()
+    marked = [path.name for path in Path(__file__).parent.glob("test_*.py") if "mark.gpu\n" in path.read_text()]
+    assert marked
+    assert all(f"tests/{name}::" in found for name in marked)
