@@ -33,10 +33,16 @@ BACKEND_EAGER = Reason("backend_eager", 'holdfast.backend is "eager"; choose "au
 TRACING = Reason("tracing", "torch.jit.trace sees torch's own op; torch.compile and torch.export see the kernels")
 
 
+@constant_when_traced
+def _has_autocast(device_type: str) -> bool:
+    """torch.amp.is_autocast_available, which Dynamo cannot trace in torch 2.11."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocast_dtype(call: Call) -> torch.dtype | None:
     """What autocast turns x into, None where it is off or leaves x alone (float64, as torch's own RNNs)."""
     device_type = call.x.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     if not call.x.is_floating_point() or call.x.dtype is torch.float64:
         return None
