@@ -97,10 +97,10 @@ def _resident(
 def _specialization(argument: Any) -> Any:
     """What Triton compiles a kernel of its own for, besides types: another stride or alignment is another kernel, with
     other registers. LSTM bf16 H=1024, sm_90: 180 where everything is divisible by 16, 255 where nothing is."""
-    if isinstance(argument, tuple):
-        return tuple(map(_specialization, argument))
-    if isinstance(argument, torch.Tensor):
-        return argument.data_ptr() % 16 == 0
+    if argument is None:
+        return None
     if isinstance(argument, int):
         return argument == 1, argument % 16 == 0, argument < 2**31
-    return argument is None
+    if isinstance(argument, tuple):
+        return tuple(map(_specialization, argument))
+    return argument.data_ptr() % 16 == 0

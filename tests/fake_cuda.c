@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { DEVICE = 77, MOST_KERNELS = 1024, MOST_PARAMETERS = 128 };
+enum { DEVICE = 77, MOST_KERNELS = 4096, MOST_PARAMETERS = 128 };
 
 /* What a driver reads from a cubin; the tests read it with cuobjdump. */
 typedef struct {
