@@ -25,7 +25,7 @@ Step = Callable[[Tensor, Product, States, States], tuple[States, States]]
 STATE_NAMES = ("h", "c")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Dynamo of torch 2.11 hashes one that has no fields yet
 class Reference:
     """One step of a cell.
 

@@ -161,8 +161,8 @@ def named_weights(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
     """w_ih, w_hh, b_ih, b_hh and the units' own parameters [H] each, of one layer in one direction without its w_hr."""
     w_ih, w_hh, *rest = weights
-    parameters = rest.pop().unbind(0) if len(rest) % 2 else ()
-    b_ih, b_hh = rest or (None, None)
+    parameters = rest[-1].unbind(0) if len(rest) % 2 else ()
+    b_ih, b_hh = rest[:2] if len(rest) > 1 else (None, None)
     return w_ih, w_hh, b_ih, b_hh, parameters
 
 
