@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import triton
 
@@ -10,7 +11,7 @@ from ..cells.backend import backend
 from ..kernels.executor import executing_on
 from .case import Phase
 from .numbers import Numbers
-from .providers import HOLDFAST, Prepared, module_calls
+from .providers import HOLDFAST, Prepared, Unavailable, module_calls
 
 
 class NoLaunch:
@@ -34,6 +35,8 @@ class HostSide:
     is_peer = False
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        if find_spec("greenlet") is None:  # a machine with a GPU may lack it
+            raise Unavailable("the interpreter, which checks the results, needs greenlet: pip install greenlet")
         from ..kernels.interpreter import interpret
 
         case, cpu = numbers.case, numbers.device

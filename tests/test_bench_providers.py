@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from holdfast.bench.case import Case
 from holdfast.bench.flashrnn import FlashRNN
+from holdfast.bench.host_overhead import HostSide
 from holdfast.bench.judge import Judge
 from holdfast.bench.loops import StepLoop
 from holdfast.bench.numbers import Numbers, segment_starts
@@ -98,6 +100,13 @@ def test_who_cannot_run_says_why(provider, change, why):
     case = replace(Case("lstm", torch.float32, 12, 3, 5), **change)
     with pytest.raises(Unavailable, match=why):
         provider.prepare(Numbers(case, CPU), "forward")
+
+
+def test_the_host_side_is_not_timed_unchecked(monkeypatch):
+    """A machine with a GPU may lack greenlet, and with it the interpreter: the other rows of the suite stay good."""
+    monkeypatch.setitem(sys.modules, "greenlet", None)
+    with pytest.raises(Unavailable, match="needs greenlet"):
+        HostSide().prepare(Numbers(Case("lstm", torch.bfloat16, 16, 1, 2), CPU), "forward")
 
 
 def test_numbers_are_drawn_anew_and_never_zero():
