@@ -25,6 +25,14 @@
 set -u
 cd "$(dirname "$0")/.."
 : "${OUT:=gpu_out}" "${MINUTES:=25}" "${PYTHON:=python3}" "${ONLY:=.}" "${TUNED:=}" "${TUNE_SECONDS:=240}"
+rehearse=${1:-}
+where=$([ "$rehearse" = --rehearse ] && echo "not gpu" || echo gpu)
+# Where torch finds no GPU, every test that is marked gpu is skipped, which looks green.
+if [ "$where" = gpu ] && ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    echo "gpu_run: torch finds no GPU. nvidia-smi, and $PYTHON -c 'import torch; torch.cuda.init()', say more;" \
+        "gpu_run.sh --rehearse runs the same stages on a CPU." >&2
+    exit 2
+fi
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 WORK=$(mktemp -d)
@@ -33,9 +41,7 @@ mkdir -p "$WORK/logs" "$WORK/bench" "$WORK/path"
 # pip would need setuptools 77 and a place to write, of which a lent machine may lack both.
 ln -s "$PWD" "$WORK/path/holdfast"
 export PYTHONPATH=$WORK/path${PYTHONPATH:+:$PYTHONPATH}
-rehearse=${1:-}
 end=$((SECONDS + MINUTES * 60))
-where=$([ "$rehearse" = --rehearse ] && echo "not gpu" || echo gpu)
 export PYTHONUNBUFFERED=1
 # Kept between calls on the same machine, and platformdirs, which a lent machine may lack, is not asked for a folder.
 export HOLDFAST_CACHE=${HOLDFAST_CACHE:-${TMPDIR:-/tmp}/holdfast-cache}

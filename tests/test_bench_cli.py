@@ -229,3 +229,16 @@ def test_the_script_for_a_gpu_does_with_what_a_lent_machine_has(tmp_path):
     marked = [path.name for path in Path(__file__).parent.glob("test_*.py") if "mark.gpu\n" in path.read_text()]
     assert marked
     assert all(f"tests/{name}::" in found for name in marked)
+
+
+@without_gpu
+@pytest.mark.skipif(sys.platform != "linux", reason="a script for Linux")
+def test_the_script_for_a_gpu_is_refused_without_one(tmp_path):
+    """Every test that is marked gpu would be skipped, and the run look green."""
+    environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "ONLY": "^info$"}
+    script = str(ROOT / "bench" / "gpu_run.sh")
+    result = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 2
+    assert "finds no GPU" in result.stderr
+    assert "--rehearse" in result.stderr
+    assert not (tmp_path / "out").exists()
