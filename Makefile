@@ -20,7 +20,7 @@ PIP_INSTALL := $(PIP) install --quiet --quiet --disable-pip-version-check $(PIP_
 PYTEST := $(BIN)/python -m pytest
 OTHER_TRITON := .triton-$(TRITON)
 KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tests/test_compile_gate*.py) \
-	tests/test_offline.py tests/test_resources.py
+	tests/test_launch_path.py tests/test_offline.py tests/test_resources.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test test-all test-triton lint clean
