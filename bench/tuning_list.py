@@ -14,7 +14,7 @@ from torch import nn
 
 from ..autotune.key import LengthClass
 from ..cells.base import RecurrentBase
-from ..cells.eligibility import KERNEL_DTYPES
+from ..cells.dtypes import KERNEL_DTYPES
 from ..cells.planning import precision
 from ..kernels.cell_spec import find_cell
 from ..kernels.problem import FEATURES, Phase, Precision, Problem

@@ -12,6 +12,7 @@ from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from ..kernels.extras import Extras
 from ..kernels.packed_rows import PackedRows
+from .dtypes import dtype_named
 from .unfused import unroll
 
 
@@ -108,11 +109,11 @@ def _through_recurrence(
     cell: str,
     directions: int,
     batch_first: bool,
-    dtype: torch.dtype,
+    dtype_name: str,
     precision: str,
 ) -> list[Tensor | None]:
     """The gradients as a differentiable function of everything they depend on; None for what needs no gradient."""
-    create_graph = torch.is_grad_enabled()
+    create_graph, dtype = torch.is_grad_enabled(), dtype_named(dtype_name)
     reset_state = tuple(extras.reset_state or ())
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         # Aliases, so that the gradient stops at this layer's inputs and the second one goes on through them.

@@ -18,12 +18,12 @@ from torch.nn import Parameter
 from ..kernels.plan import Reason
 from .backend import constant_when_traced, current_backend
 from .call import Call
+from .dtypes import KERNEL_DTYPES
 from .reference import reference_of
 
 if TYPE_CHECKING:
     from .base import RecurrentBase
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ELMAN = ("rnn_tanh", "rnn_relu")
 MOST_GATES = 4
 TRITON_INSTALLED = find_spec("triton") is not None

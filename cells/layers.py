@@ -13,6 +13,7 @@ from ..kernels.extras import Extras
 from ..kernels.packed_rows import PackedRows
 from .activations import find_activation
 from .call import Call
+from .dtypes import DTYPE_NAMES
 from .eligibility import ELMAN, kernel_dtype
 from .keep import keep_of
 from .noise import Noise, draw, has_noise
@@ -61,7 +62,7 @@ def run_layers(
             module.cell,
             directions,
             batch_first,
-            dtype,
+            DTYPE_NAMES[dtype],
             precision(dtype),
             keep,
             *_extras(lengths, starts, call.resets, reset_state, None if noise is None else noise[layer]),

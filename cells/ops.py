@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kernels.extras import Extras
 from ..kernels.problem import Phase, Precision, Problem
 from .derivative import differentiable_layer
+from .dtypes import dtype_named
 
 if TYPE_CHECKING:
     from ..kernels.config import Config
@@ -29,7 +30,7 @@ def layer(
     cell: str,
     directions: int,
     batch_first: bool,
-    dtype: torch.dtype,
+    dtype: str,
     precision: str,
     keep: str,
     lengths: Tensor | None = None,
@@ -46,7 +47,8 @@ def layer(
               has any, of each direction in turn (G gates).
     initial:  a tensor [directions, B, H] per state of the cell, h first; a None each for zeros.
     cell:     a name that `kernels.cell_spec.find_cell` knows.
-    dtype:    what to compute in: x, weights and initial are cast to it, and all results are of it.
+    dtype:    what to compute in, "float32", "bfloat16" or "float16": x, weights and initial are cast to it, and all
+              results are of it.
     precision, keep:  see `kernels.problem.Precision` and `kernels.layer.Keep`.
     lengths, starts, resets, reset_state, dropout, zoneout:  see `kernels.extras.Extras`.
 
@@ -54,7 +56,7 @@ def layer(
     what the backward pass needs besides inputs and y: nothing with keep="nothing", which makes it impossible. Only y
     and the final states have gradients.
 
-    Raises RuntimeError where this device has no kernel for the problem.
+    Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
     from ..kernels.layer import forward_layer
 
@@ -82,7 +84,7 @@ def fake_layer(
     cell: str,
     directions: int,
     batch_first: bool,
-    dtype: torch.dtype,
+    dtype: str,
     precision: str,
     keep: str,
     lengths: Tensor | None = None,
@@ -101,10 +103,10 @@ def fake_layer(
     spec, rows = find_cell(cell), x.shape[:-1] if starts is not None or not batch_first else (x.shape[1], x.shape[0])
 
     def of_every_step(width: int) -> Tensor:
-        return x.new_empty(*rows, directions * width * problem.hidden_size, dtype=dtype)
+        return x.new_empty(*rows, directions * width * problem.hidden_size, dtype=problem.dtype)
 
     def of_every_row() -> Tensor:
-        return x.new_empty(directions, problem.batch_size, problem.hidden_size, dtype=dtype)
+        return x.new_empty(directions, problem.batch_size, problem.hidden_size, dtype=problem.dtype)
 
     results = [of_every_step(1), *(of_every_row() for _ in range(spec.states))]
     if keep == "nothing":
@@ -126,7 +128,7 @@ def layer_backward(
     cell: str,
     directions: int,
     batch_first: bool,
-    dtype: torch.dtype,
+    dtype: str,
     precision: str,
     needs_dx: bool,
     lengths: Tensor | None = None,
@@ -144,7 +146,7 @@ def layer_backward(
 
     Returns one gradient each, in its dtype, for weights, for initial, for reset_state, and, with needs_dx, for x.
 
-    Raises RuntimeError where this device has no kernel for the problem.
+    Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
     from ..kernels.cell_spec import find_cell
     from ..kernels.layer import Residuals, backward_layer
@@ -188,7 +190,7 @@ def fake_layer_backward(
     cell: str,
     directions: int,
     batch_first: bool,
-    dtype: torch.dtype,
+    dtype: str,
     precision: str,
     needs_dx: bool,
     lengths: Tensor | None = None,
@@ -232,7 +234,7 @@ def _problem(
     cell: str,
     directions: int,
     batch_first: bool,
-    dtype: torch.dtype,
+    dtype: str,
     precision: str,
     phase: Phase,
     extras: Extras,
@@ -240,7 +242,8 @@ def _problem(
     packed = extras.starts is not None
     batch_size = cast(Tensor, extras.lengths).shape[0] if packed else x.shape[0 if batch_first else 1]
     hidden_size = weights[1].shape[1]
-    return Problem(cell, dtype, hidden_size, batch_size, directions, cast(Precision, precision), phase, extras.features)
+    rounding = cast(Precision, precision)
+    return Problem(cell, dtype_named(dtype), hidden_size, batch_size, directions, rounding, phase, extras.features)
 
 
 def _steps(x: Tensor, starts: Tensor | None, batch_first: bool) -> int:
@@ -264,7 +267,7 @@ _EXTRAS = (
     "Tensor? lengths=None, Tensor? starts=None, Tensor? resets=None, Tensor[]? reset_state=None, "
     "Tensor? dropout=None, Tensor[]? zoneout=None"
 )
-_COMPUTED = "str cell, SymInt directions, bool batch_first, ScalarType dtype, str precision"
+_COMPUTED = "str cell, SymInt directions, bool batch_first, str dtype, str precision"
 _SCHEMAS = {
     "layer": f"(Tensor x, Tensor[] weights, Tensor?[] initial, {_COMPUTED}, str keep, {_EXTRAS}) -> Tensor[]",
     "layer_backward": (

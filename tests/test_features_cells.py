@@ -169,7 +169,7 @@ def test_kernels_equal_the_reference(cell):
     expected = torch.autograd.grad((y.sin().sum() + finals[1].sin().sum()), sources)
     with interpret(seed=0) as running:
         results = torch.ops.holdfast.layer(
-            x, module.flat_weights(), [None, None], cell, 2, False, torch.float32, "ieee", "save"
+            x, module.flat_weights(), [None, None], cell, 2, False, "float32", "ieee", "save"
         )
         found = torch.autograd.grad(results[0].sin().sum() + results[2].sin().sum(), sources)
     assert running.launches == 2
