@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..cells.unfused import unroll
 from ..kernels.cell_spec import find_cell
-from ..kernels.config import Config, Exchange
+from ..kernels.config import Config
 from ..kernels.extras import Extras, is_one_number
 from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer
 from ..kernels.packed_rows import PackedRows
@@ -31,8 +31,9 @@ def small_config(regime: str, hidden_size: int) -> Config:
     if regime == "single_cta":
         block = max(16, 1 << (hidden_size - 1).bit_length())
         return Config("single_cta", 16, block, block)
-    exchange: Exchange = "barrier" if regime.endswith("barrier") else "dataflow"
-    return Config("cooperative", 16, 16, 32, exchange=exchange)
+    if regime.endswith("barrier"):
+        return Config("cooperative", 16, 16, 32, exchange="barrier", SPLIT_K=2)
+    return Config("cooperative", 16, 16, 32, exchange="dataflow", SPLIT_K=4)
 
 
 @dataclass

@@ -34,11 +34,7 @@ def load_states_before(y_ptr, kept, initial, base, tile_start, offsets, at, mask
 
 
 @triton.jit
-def load_step(
-    d,  # gradients of the states after the step
-    fresh,  # the reset state, and the rows that had it before the step; None where nothing resets
-    reset,
-    p,
+def load_inputs(
     at,  # the step, counted as the forward loop counts
     t,  # its time, and the number of rows before it
     first,
@@ -65,40 +61,67 @@ def load_step(
     ga_ptr,
     stride_gad,
     starts_ptr,
-    GATES_OF: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    RECURRENT: tl.constexpr,
     GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     HIDDEN: tl.constexpr,
     DIRECTIONS: tl.constexpr,
 ):
-    """What a step backwards starts from: the states' gradients with those of y added, v, the states before the step
-    as the cell saw them, and those that the step before it left."""
+    """What a step backwards reads and no step backwards writes, so that it can be on its way long before: the states
+    that the step before left; v, or x and a that it is worked out from; the gradient of y, if there is one."""
     rows = row.to(tl.int64)[None, :]
     offsets = row[None, :] * (DIRECTIONS * HIDDEN) + unit[:, None]
     left = load_states_before(y_ptr, kept, initial, base_earlier, tile_start, offsets, at, mask_earlier, STATES)
-    before = left
-    if fresh is not None:
-        before = choose(reset, fresh, left, STATES)
     if SAVED == 0:
-        v = ()
+        values = ()
     elif saved_ptr is not None:
         saved_offsets = row[None, :] * (DIRECTIONS * SAVED * HIDDEN) + unit[:, None]
-        v = load_gates(at_tile(saved_ptr + base * SAVED, saved_offsets), mask, SAVED, HIDDEN)
+        values = load_gates(at_tile(saved_ptr + base * SAVED, saved_offsets), mask, SAVED, HIDDEN)
     else:
         gx_start = strided_start(t, first, stride_gxt, stride_gxb, starts_ptr) + batch0 * stride_gxb
         gx_tile = at_tile(gx_ptr + direction.to(tl.int64) * stride_gxd + gx_start, rows * stride_gxb + unit[:, None])
         ga_start = direction.to(tl.int64) * stride_gad + (batch0 + first) * (GATES * HIDDEN)
         ga_tile = at_tile(ga_ptr + ga_start, row[None, :] * (GATES * HIDDEN) + unit[:, None])
-        x = load_gates(gx_tile, mask, GATES, HIDDEN)
-        v = gate_values(x, load_gates(ga_tile, mask, GATES, HIDDEN), before, p, GATES_OF, ACTIVATION, RECURRENT)
+        values = load_gates(gx_tile, mask, GATES, HIDDEN) + load_gates(ga_tile, mask, GATES, HIDDEN)
+    dy = ()
     if dy_ptr is not None:
         dy_start = strided_start(t, first, stride_dyt, stride_dyb, starts_ptr) + batch0 * stride_dyb
         dy_tile = at_tile(dy_ptr + direction * HIDDEN + dy_start, rows * stride_dyb + unit[:, None])
-        d = add_to_first(d, tl.load(dy_tile, mask=mask, other=0.0).to(tl.float32), STATES)
-    return d, v, before, left
+        dy = (tl.load(dy_tile, mask=mask, other=0.0).to(tl.float32),)
+    return left, values, dy
+
+
+@triton.jit
+def begin_step(
+    inputs,  # as `load_inputs` returns them
+    d,  # gradients of the states after the step
+    fresh,  # the reset state, and the rows that had it before the step; None where nothing resets
+    reset,
+    p,
+    saved_ptr,
+    GATES_OF: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    RECURRENT: tl.constexpr,
+    GATES: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+):
+    """The states' gradients with those of y added, v, and the states before the step as the cell saw them."""
+    left, values, dy = inputs
+    before = left
+    if fresh is not None:
+        before = choose(reset, fresh, left, STATES)
+    v = values
+    if SAVED > 0 and saved_ptr is None:
+        x = ()
+        a = ()
+        for gate in tl.static_range(GATES):
+            x = x + (values[gate],)
+            a = a + (values[GATES + gate],)
+        v = gate_values(x, a, before, p, GATES_OF, ACTIVATION, RECURRENT)
+    if len(dy) > 0:
+        d = add_to_first(d, dy[0], STATES)
+    return d, v, before
 
 
 @triton.jit

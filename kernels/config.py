@@ -17,6 +17,7 @@ class Config:
     BLOCK_H:     hidden units of one program (`single_cta`: all of them, padded to a power of two).
     BLOCK_K:     columns of W_hh in one resident chunk (`single_cta`: as BLOCK_H).
     exchange:    how programs of a team hand h_t to each other (`cooperative` only).
+    SPLIT_K:     programs that share one product backwards and sum up their parts (see `split_k`; forwards 1).
     """
 
     regime: Literal["single_cta", "cooperative"]
@@ -26,10 +27,14 @@ class Config:
     num_warps: int = 4
     num_stages: int = 1
     exchange: Exchange = "dataflow"
+    SPLIT_K: int = 1
 
     def asdict(self) -> dict[str, object]:
         return asdict(self)
 
     def __str__(self) -> str:
         tile = f"BLOCK_B={self.BLOCK_B} BLOCK_H={self.BLOCK_H} BLOCK_K={self.BLOCK_K} num_warps={self.num_warps}"
-        return tile if self.regime == "single_cta" else f"{tile} exchange={self.exchange}"
+        if self.regime == "single_cta":
+            return tile
+        split = f" SPLIT_K={self.SPLIT_K}" if self.SPLIT_K > 1 else ""
+        return f"{tile} exchange={self.exchange}{split}"

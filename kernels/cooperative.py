@@ -11,16 +11,18 @@ import triton
 import triton.language as tl
 
 from .backward_step import (
+    begin_step,
     gate_gradients,
     gate_gradients_with_inner,
     inner_gate_gradients,
+    load_inputs,
     load_sequence_states,
-    load_step,
     split_by_zones,
     through_state,
 )
 from .exchange import gather_product, publish
 from .forward_step import gate_values, inner_tile, load_zones, next_state, outer_then_inner, updated
+from .split_k import columns_of_part, sum_of_parts
 from .tiles import (
     add_all,
     add_masked,
@@ -39,7 +41,18 @@ from .tiles import (
     store_states,
     zeros_like_all,
 )
-from .walk import active_rows, at_tile, choose, first_row, lengths_of, reset_rows, strided_start, time_of
+from .walk import (
+    active_rows,
+    at_tile,
+    choose,
+    first_row,
+    lengths_of,
+    place,
+    reset_rows,
+    rows_known,
+    strided_start,
+    time_of,
+)
 
 
 @triton.jit(do_not_specialize=["T", "B", "reverse_bits", "num_groups", "spin_limit"])
@@ -95,6 +108,7 @@ def forward(
     BLOCK_K: tl.constexpr,
 ):
     MEMBERS: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
+    CHUNKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
     WIDTH: tl.constexpr = DIRECTIONS * HIDDEN
     PRODUCTS: tl.constexpr = 1 if INNER is None else 2
     pid = tl.program_id(0)
@@ -175,6 +189,8 @@ def forward(
                 source,
                 row_offsets,
                 readable,
+                None,
+                HIDDEN,
                 follows,
                 arrivals_ptr,
                 (passed + step) * (MEMBERS * PRODUCTS),
@@ -182,7 +198,7 @@ def forward(
                 status_ptr,
                 EXCHANGE,
                 PRECISION,
-                1,
+                CHUNKS,
                 HIDDEN,
                 BLOCK_B,
                 BLOCK_K,
@@ -200,6 +216,8 @@ def forward(
                     inner_base,
                     row_offsets,
                     here,
+                    None,
+                    HIDDEN,
                     True,
                     arrivals_ptr,
                     (passed + step) * (MEMBERS * PRODUCTS) + MEMBERS,
@@ -207,7 +225,7 @@ def forward(
                     status_ptr,
                     EXCHANGE,
                     PRECISION,
-                    1,
+                    CHUNKS,
                     HIDDEN,
                     BLOCK_B,
                     BLOCK_K,
@@ -272,6 +290,7 @@ def backward(
     zones,
     stride_zone_row,
     stride_zone_unit,
+    partial_ptr,  # [D * num_groups, unit blocks, 2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones; None for 1
     arrivals_ptr,
     status_ptr,
     T,
@@ -287,7 +306,6 @@ def backward(
     RECURRENT: tl.constexpr,
     GATES: tl.constexpr,
     OUTER_GATES: tl.constexpr,
-    PADDED_GATES: tl.constexpr,
     STATES: tl.constexpr,
     SAVED: tl.constexpr,
     PARAMETERS: tl.constexpr,
@@ -295,12 +313,20 @@ def backward(
     DIRECTIONS: tl.constexpr,
     PRECISION: tl.constexpr,
     EXCHANGE: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The loop backwards: a program owns BLOCK_H units' columns of W_hh and publishes their da every step."""
-    MEMBERS: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
+    """The loop backwards: a program publishes the da of its own BLOCK_H units every step.
+
+    SPLIT_K programs share the columns of W_hh of all their units: each keeps PART of those columns' rows, multiplies
+    them with the same part of the team's da, and they sum up.
+    """
+    MEMBERS: tl.constexpr = (HIDDEN + SPLIT_K * BLOCK_H - 1) // (SPLIT_K * BLOCK_H) * SPLIT_K
+    CHUNKS: tl.constexpr = (PART + BLOCK_K - 1) // BLOCK_K
+    ARRIVALS: tl.constexpr = MEMBERS * (1 if SPLIT_K == 1 else 2)  # of one product
     WIDTH: tl.constexpr = DIRECTIONS * HIDDEN
     PRODUCTS: tl.constexpr = 1 if OUTER_GRADIENTS is None else 2
     pid = tl.program_id(0)
@@ -314,17 +340,20 @@ def backward(
 
     unit = member * BLOCK_H + tl.arange(0, BLOCK_H)
     unit_ok = unit < HIDDEN
+    part = member % SPLIT_K
+    if partial_ptr is not None:
+        partial_ptr += (team * MEMBERS + member - part) * (2 * BLOCK_B * SPLIT_K * BLOCK_H)
     w_ptr = of_direction(w_hh, direction, DIRECTIONS)
-    weights = load_weights_transposed(w_ptr, member * BLOCK_H, GATES, PADDED_GATES, HIDDEN, BLOCK_H, BLOCK_K, PRECISION)
+    weights = load_weights_transposed(
+        w_ptr, (member - part) * BLOCK_H, part, SPLIT_K * BLOCK_H, PART, GATES, HIDDEN, BLOCK_K, PRECISION
+    )
     p = load_parameters(parameters, direction, unit, unit_ok, PARAMETERS, HIDDEN, DIRECTIONS)
 
     row = tl.arange(0, BLOCK_B)
     tile_offsets = row[None, :] * WIDTH + unit[:, None]
     gate_offsets = row[None, :] * (GATES * WIDTH) + unit[:, None]
-    # The team's da of one step: PADDED_GATES rows of HIDDEN for every row of the batch tile, gate by gate.
-    gate_of = tl.arange(0, PADDED_GATES * BLOCK_B) // BLOCK_B
-    row_of = tl.arange(0, PADDED_GATES * BLOCK_B) % BLOCK_B
-    gather_offsets = row_of * (GATES * WIDTH) + gate_of * HIDDEN
+    row_offsets = row * (GATES * WIDTH)
+    columns = columns_of_part(GATES * HIDDEN, part, PART, HIDDEN)
     budget = spin_limit
     passed = 0
 
@@ -332,8 +361,6 @@ def backward(
         batch0 = tl.cast(tile, tl.int64) * BLOCK_B
         row_ok = batch0 + row < B
         length, steps = lengths_of(lengths_ptr, batch0 + row, row_ok, T)
-        gather_ok = (batch0 + row_of < B) & (gate_of < GATES)
-        gather_length, _ = lengths_of(lengths_ptr, batch0 + row_of, gather_ok, T)
         mask = unit_ok[:, None] & row_ok[None, :]
         tile_start = batch0 * WIDTH + direction * HIDDEN
         state_offsets = (direction.to(tl.int64) * B + batch0) * HIDDEN + row[None, :] * HIDDEN + unit[:, None]
@@ -349,45 +376,66 @@ def backward(
                 of_reset = zeros_like_all(d, STATES)
         if PARAMETERS > 0:
             of_parameters = load_states(None, 0, mask, PARAMETERS)
-        t = time_of(steps - 1, length, reverse, lengths_ptr)
-        first = first_row(t, starts_ptr, B)
-        here = active_rows(steps - 1, length, row_ok, lengths_ptr)
-        last_mask = unit_ok[:, None] & here[None, :]
-        after = load_sequence_states(y_ptr, kept, tile_start + first * WIDTH, tile_offsets, last_mask, STATES)
+        t, first, here = place(steps - 1, length, row_ok, reverse, lengths_ptr, starts_ptr, B)
+        t_earlier, first_earlier, here_earlier = place(steps - 2, length, row_ok, reverse, lengths_ptr, starts_ptr, B)
+        mask_here = unit_ok[:, None] & here[None, :]
+        after = load_sequence_states(y_ptr, kept, tile_start + first * WIDTH, tile_offsets, mask_here, STATES)
+        known = rows_known(steps - 1, here_earlier, row_ok, lengths_ptr)
+        inputs = load_inputs(
+            steps - 1,
+            t,
+            first,
+            tile_start + first * WIDTH,
+            tile_start + first_earlier * WIDTH,
+            direction,
+            batch0,
+            tile_start,
+            row,
+            unit,
+            mask_here,
+            unit_ok[:, None] & known[None, :],
+            dy_ptr,
+            stride_dyt,
+            stride_dyb,
+            initial,
+            y_ptr,
+            kept,
+            saved_ptr,
+            gx_ptr,
+            stride_gxd,
+            stride_gxt,
+            stride_gxb,
+            ga_ptr,
+            stride_gad,
+            starts_ptr,
+            GATES,
+            STATES,
+            SAVED,
+            HIDDEN,
+            DIRECTIONS,
+        )
+        reset = None
+        if resets_ptr is not None:
+            reset = reset_rows(resets_ptr, t, length, batch0 + row, here, B, reverse)
         for step in tl.range(steps, disable_licm=True):
             at = steps - 1 - step
-            if starts_ptr is None:
-                t = time_of(at, length, reverse, lengths_ptr)
-                first = first_row(t, starts_ptr, B)
-            mask_here = unit_ok[:, None] & here[None, :]
-            start = tile_start + first * WIDTH
-            earlier = tl.maximum(at - 1, 0)
-            t_earlier = time_of(earlier, length, reverse, lengths_ptr)
-            first_earlier = first_row(t_earlier, starts_ptr, B)
-            here_earlier = active_rows(earlier, length, row_ok, lengths_ptr)
-            # A row that begins at the next step backwards has its last state there.
-            known = mask if lengths_ptr is None else unit_ok[:, None] & tl.where(at > 0, here_earlier, row_ok)[None, :]
-            reset = None
-            if resets_ptr is not None:
-                reset = reset_rows(resets_ptr, t, length, batch0 + row, here, B, reverse)
-            d_after = d
-            d, v, before, left = load_step(
-                d,
-                fresh,
-                reset,
-                p,
-                at,
-                t,
-                first,
-                start,
+            # What the next step backwards reads travels while this one waits: device memory is a step away.
+            t_beyond, first_beyond, here_beyond = place(at - 2, length, row_ok, reverse, lengths_ptr, starts_ptr, B)
+            ahead = tl.maximum(at - 1, 0)
+            known = rows_known(ahead, here_beyond, row_ok, lengths_ptr)
+            inputs_ahead = load_inputs(
+                ahead,
+                t_earlier,
+                first_earlier,
                 tile_start + first_earlier * WIDTH,
+                tile_start + first_beyond * WIDTH,
                 direction,
                 batch0,
                 tile_start,
                 row,
                 unit,
-                mask_here,
-                known,
+                unit_ok[:, None] & here_earlier[None, :],
+                unit_ok[:, None] & known[None, :],
                 dy_ptr,
                 stride_dyt,
                 stride_dyb,
@@ -402,14 +450,19 @@ def backward(
                 ga_ptr,
                 stride_gad,
                 starts_ptr,
-                GATES_OF,
-                ACTIVATION,
-                RECURRENT,
                 GATES,
                 STATES,
                 SAVED,
                 HIDDEN,
                 DIRECTIONS,
+            )
+            if resets_ptr is not None:
+                reset_ahead = reset_rows(resets_ptr, t_earlier, length, batch0 + row, here_earlier, B, reverse)
+            mask_here = unit_ok[:, None] & here[None, :]
+            start = tile_start + first * WIDTH
+            d_after = d
+            d, v, before = begin_step(
+                inputs, d, fresh, reset, p, saved_ptr, GATES_OF, ACTIVATION, RECURRENT, GATES, STATES, SAVED
             )
             d_past = None
             if zones is not None:
@@ -418,13 +471,11 @@ def backward(
                 shares = load_zones(zones, zone_start, zone_offsets, mask_here, STATES)
                 d, d_past = split_by_zones(shares, d, STATES)
                 after = updated(v, before, p, UPDATE, ACTIVATION, RECURRENT)
-            gather_first = first
-            gather_here = gather_ok
-            if lengths_ptr is not None:
-                gather_first = first_row(time_of(at, gather_length, reverse, lengths_ptr), starts_ptr, B)
-                gather_here = gather_ok & (at < gather_length)
-            da_base = da_ptr + tile_start * GATES + gather_first * (GATES * WIDTH)
-            da_tile = at_tile(da_ptr + start * GATES, gate_offsets)
+            da_base = da_ptr + start * GATES
+            da_tile = at_tile(da_base, gate_offsets)
+            part_base = da_base + part * PART
+            turn = (passed + step) * PRODUCTS
+            outer_columns = columns
             if OUTER_GRADIENTS is None:
                 dx, da, d, dp = gate_gradients(d, v, before, after, p, GRADIENTS, ACTIVATION, RECURRENT)
                 publish(da_tile, da, mask_here, arrivals_ptr, EXCHANGE, GATES, HIDDEN)
@@ -432,62 +483,99 @@ def backward(
                 inner = inner_gate_gradients(d, v, before, after, p, OUTER_GRADIENTS, ACTIVATION, RECURRENT)
                 inner_tiles = da_tile + OUTER_GATES * HIDDEN
                 publish(inner_tiles, inner, mask_here, arrivals_ptr, EXCHANGE, GATES - OUTER_GATES, HIDDEN)
+                inner_columns = columns_of_part(OUTER_GATES * HIDDEN, part, PART, HIDDEN)
                 dq, budget = gather_product(
                     weights,
-                    da_base,
-                    gather_offsets,
-                    gather_here & (gate_of >= OUTER_GATES),
+                    part_base,
+                    row_offsets,
+                    here,
+                    inner_columns,
+                    columns,
                     True,
                     arrivals_ptr,
-                    (passed + step) * (MEMBERS * PRODUCTS) + MEMBERS,
+                    turn * ARRIVALS + MEMBERS,
                     budget,
                     status_ptr,
                     EXCHANGE,
                     PRECISION,
-                    PADDED_GATES,
+                    CHUNKS,
                     HIDDEN,
                     BLOCK_B,
                     BLOCK_K,
                 )
-                dq = tl.sum(dq, axis=0)
+                if SPLIT_K > 1:
+                    dq, budget = sum_of_parts(
+                        dq,
+                        partial_ptr,
+                        part,
+                        turn,
+                        arrivals_ptr,
+                        (turn + 1) * ARRIVALS,
+                        budget,
+                        status_ptr,
+                        EXCHANGE,
+                        SPLIT_K,
+                        BLOCK_H,
+                        BLOCK_B,
+                    )
                 dq = dq if factors is None else dq * factors
                 dx, da, d, dp = gate_gradients_with_inner(d, dq, v, before, after, p, GRADIENTS, ACTIVATION, RECURRENT)
                 publish(da_tile, da, mask_here, arrivals_ptr, EXCHANGE, OUTER_GATES, HIDDEN)
-                gather_here = gather_here & (gate_of < OUTER_GATES)
+                outer_columns = inner_columns
+                turn += 1
             if dx_ptr is not None:
                 store_gates(at_tile(dx_ptr + start * GATES, gate_offsets), dx, mask_here, GATES, HIDDEN)
             if PARAMETERS > 0:
                 of_parameters = add_masked(of_parameters, dp, mask_here, PARAMETERS)
             acc, budget = gather_product(
                 weights,
-                da_base,
-                gather_offsets,
-                gather_here,
+                part_base,
+                row_offsets,
+                here,
+                None,
+                outer_columns,
                 True,
                 arrivals_ptr,
-                (passed + step + 1) * (MEMBERS * PRODUCTS),
+                turn * ARRIVALS + MEMBERS,
                 budget,
                 status_ptr,
                 EXCHANGE,
                 PRECISION,
-                PADDED_GATES,
+                CHUNKS,
                 HIDDEN,
                 BLOCK_B,
                 BLOCK_K,
             )
-            if PADDED_GATES > 1:
-                acc = tl.sum(acc, axis=0)
+            if SPLIT_K > 1:
+                acc, budget = sum_of_parts(
+                    acc,
+                    partial_ptr,
+                    part,
+                    turn,
+                    arrivals_ptr,
+                    (turn + 1) * ARRIVALS,
+                    budget,
+                    status_ptr,
+                    EXCHANGE,
+                    SPLIT_K,
+                    BLOCK_H,
+                    BLOCK_B,
+                )
             acc = acc if factors is None else acc * factors
             d = through_state(d, acc, d_past, d_after, here, lengths_ptr, STATES)
             if resets_ptr is not None:
                 if d_reset is not None:
                     of_reset = add_all(of_reset, choose(reset, d, zeros_like_all(d, STATES), STATES), STATES)
                 d = choose(reset, zeros_like_all(d, STATES), d, STATES)
-            after = left
+            after = inputs[0]
+            inputs = inputs_ahead
+            first = first_earlier
             here = here_earlier
-            if starts_ptr is not None:
-                t = t_earlier
-                first = first_earlier
+            t_earlier = t_beyond
+            first_earlier = first_beyond
+            here_earlier = here_beyond
+            if resets_ptr is not None:
+                reset = reset_ahead
         store_states(d_initial, state_offsets, d, mask, STATES)
         if d_reset is not None:
             store_states(d_reset, state_offsets, of_reset, mask, STATES)

@@ -60,6 +60,8 @@ def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any
         "DIRECTIONS": problem.directions,
         "PRECISION": dot_precision(problem, platform),
         "EXCHANGE": config.exchange,
+        "SPLIT_K": split_k(problem, config),
+        "PART": part_of_product(problem, config),
         "BLOCK_B": config.BLOCK_B,
         "BLOCK_H": config.BLOCK_H,
         "BLOCK_K": config.BLOCK_K,
@@ -85,9 +87,30 @@ def backend_options(platform: str) -> dict[str, Any]:
     return fusion if platform == "hip" else fusion | {"maxnreg": 255}
 
 
+def split_k(problem: Problem, config: Config) -> int:
+    """Programs that share one product: only the loop backwards splits it."""
+    return config.SPLIT_K if problem.phase == "backward" and config.regime == "cooperative" else 1
+
+
+def part_of_product(problem: Problem, config: Config) -> int:
+    """Rows of W_hh that a program keeps backwards, of G * H: a multiple of 16, so that da is read in whole vectors."""
+    return math.ceil(find_cell(problem.cell).gates * problem.hidden_size / (16 * split_k(problem, config))) * 16
+
+
+def unit_blocks(problem: Problem, config: Config) -> int:
+    """Blocks of units, each that of SPLIT_K programs."""
+    return math.ceil(problem.hidden_size / (split_k(problem, config) * config.BLOCK_H))
+
+
 def team_size(problem: Problem, config: Config) -> int:
     """Programs that share one batch tile in one direction."""
-    return 1 if config.regime == "single_cta" else math.ceil(problem.hidden_size / config.BLOCK_H)
+    return 1 if config.regime == "single_cta" else unit_blocks(problem, config) * split_k(problem, config)
+
+
+def partial_shape(problem: Problem, config: Config, groups: int) -> tuple[int, ...]:
+    """Of the memory in which parts of products are exchanged (see `split_k`)."""
+    teams, split = problem.directions * groups, split_k(problem, config)
+    return teams, unit_blocks(problem, config), 2, split, config.BLOCK_B, split * config.BLOCK_H
 
 
 def batch_tiles(problem: Problem, config: Config) -> int:
@@ -145,7 +168,7 @@ def describe(
         **dict.fromkeys(("w_hh", "b_hh", "parameters"), per_direction),
         **dict.fromkeys(("stride_gxt", "stride_gxb", "stride_dyt", "stride_dyb"), "i32"),
         **dict.fromkeys(("stride_zone_row", "stride_zone_unit"), "i32"),
-        **dict.fromkeys(("arrivals_ptr", "status_ptr", "lengths_ptr"), "*i32"),
+        **dict.fromkeys(("arrivals_ptr", "partial_ptr", "status_ptr", "lengths_ptr"), "*i32"),
         **dict.fromkeys(_RUNTIME_SCALARS, "i32"),
         **dict.fromkeys(("stride_gxd", "stride_gad"), "i64"),
         "starts_ptr": "*i64",
@@ -163,6 +186,7 @@ def describe(
         "b_hh": not has_bias,
         "initial": not has_initial,
         "arrivals_ptr": config.exchange != "barrier",
+        "partial_ptr": split_k(problem, config) == 1,
         "kept": cell.states == 1 or not (saves or backward),
         "saved_ptr": saved == 0 or not saves,
         "inner_ptr": cell.inner is None,

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from .config import Config
-from .describe import backend_options, batch_tiles, constexprs, kernel_of, least_grid, num_groups
+from .describe import (
+    backend_options,
+    batch_tiles,
+    constexprs,
+    kernel_of,
+    least_grid,
+    num_groups,
+    partial_shape,
+    split_k,
+)
 from .executor import substitute
 from .problem import Problem
 from .resources import from_device, resident_programs
@@ -43,6 +52,7 @@ def launch(problem: Problem, config: Config, device: torch.device, tensors: dict
             "num_groups": 1,
             "spin_limit": executor.spin_limit if executor else SPIN_LIMIT,
             "arrivals_ptr": None,
+            "partial_ptr": None,
             "status_ptr": status_word(device),
         }
         resident = executor.resident_programs if executor else _resident(problem, config, device, arguments, options)
@@ -55,6 +65,9 @@ def launch(problem: Problem, config: Config, device: torch.device, tensors: dict
         arguments["num_groups"] = groups
         if config.exchange == "barrier":
             arguments["arrivals_ptr"] = torch.zeros(problem.directions * groups, 32, dtype=torch.int32, device=device)
+        if split_k(problem, config) > 1:
+            shape = partial_shape(problem, config, groups)
+            arguments["partial_ptr"] = torch.full(shape, -1, dtype=torch.int32, device=device)
         grid = groups * least_grid(problem, config)
     else:
         grid = problem.directions * batch_tiles(problem, config)
@@ -81,6 +94,8 @@ def _resident(
     if key not in _resident_cache:
         if config.exchange == "barrier":
             arguments = arguments | {"arrivals_ptr": arguments["status_ptr"]}
+        if split_k(problem, config) > 1:
+            arguments = arguments | {"partial_ptr": arguments["status_ptr"]}
         values = {name: arguments[name] for name in kernel.arg_names}
         with torch.cuda.device(device):
             compiled = kernel.warmup(**values, **options, grid=(1,))

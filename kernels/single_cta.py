@@ -6,11 +6,12 @@ import triton
 import triton.language as tl
 
 from .backward_step import (
+    begin_step,
     gate_gradients,
     gate_gradients_with_inner,
     inner_gate_gradients,
+    load_inputs,
     load_sequence_states,
-    load_step,
     split_by_zones,
     through_state,
 )
@@ -36,7 +37,18 @@ from .tiles import (
     zero_sums,
     zeros_like_all,
 )
-from .walk import active_rows, at_tile, choose, first_row, lengths_of, reset_rows, strided_start, time_of
+from .walk import (
+    active_rows,
+    at_tile,
+    choose,
+    first_row,
+    lengths_of,
+    place,
+    reset_rows,
+    rows_known,
+    strided_start,
+    time_of,
+)
 
 
 @triton.jit
@@ -277,45 +289,66 @@ def backward(
             of_reset = zeros_like_all(d, STATES)
     if PARAMETERS > 0:
         of_parameters = load_states(None, 0, mask, PARAMETERS)
-    t = time_of(steps - 1, length, reverse, lengths_ptr)
-    first = first_row(t, starts_ptr, B)
-    here = active_rows(steps - 1, length, row_ok, lengths_ptr)
-    last_mask = unit_ok[:, None] & here[None, :]
-    after = load_sequence_states(y_ptr, kept, tile_start + first * WIDTH, tile_offsets, last_mask, STATES)
+    t, first, here = place(steps - 1, length, row_ok, reverse, lengths_ptr, starts_ptr, B)
+    t_earlier, first_earlier, here_earlier = place(steps - 2, length, row_ok, reverse, lengths_ptr, starts_ptr, B)
+    mask_here = unit_ok[:, None] & here[None, :]
+    after = load_sequence_states(y_ptr, kept, tile_start + first * WIDTH, tile_offsets, mask_here, STATES)
+    known = rows_known(steps - 1, here_earlier, row_ok, lengths_ptr)
+    inputs = load_inputs(
+        steps - 1,
+        t,
+        first,
+        tile_start + first * WIDTH,
+        tile_start + first_earlier * WIDTH,
+        direction,
+        batch0,
+        tile_start,
+        row,
+        unit,
+        mask_here,
+        unit_ok[:, None] & known[None, :],
+        dy_ptr,
+        stride_dyt,
+        stride_dyb,
+        initial,
+        y_ptr,
+        kept,
+        saved_ptr,
+        gx_ptr,
+        stride_gxd,
+        stride_gxt,
+        stride_gxb,
+        ga_ptr,
+        stride_gad,
+        starts_ptr,
+        GATES,
+        STATES,
+        SAVED,
+        HIDDEN,
+        DIRECTIONS,
+    )
+    reset = None
+    if resets_ptr is not None:
+        reset = reset_rows(resets_ptr, t, length, batch0 + row, here, B, reverse)
     for step in tl.range(steps, disable_licm=True):
         at = steps - 1 - step
-        if starts_ptr is None:
-            t = time_of(at, length, reverse, lengths_ptr)
-            first = first_row(t, starts_ptr, B)
-        mask_here = unit_ok[:, None] & here[None, :]
-        start = tile_start + first * WIDTH
-        earlier = tl.maximum(at - 1, 0)
-        t_earlier = time_of(earlier, length, reverse, lengths_ptr)
-        first_earlier = first_row(t_earlier, starts_ptr, B)
-        here_earlier = active_rows(earlier, length, row_ok, lengths_ptr)
-        # A row that begins at the next step backwards has its last state there.
-        known = mask if lengths_ptr is None else unit_ok[:, None] & tl.where(at > 0, here_earlier, row_ok)[None, :]
-        reset = None
-        if resets_ptr is not None:
-            reset = reset_rows(resets_ptr, t, length, batch0 + row, here, B, reverse)
-        d_after = d
-        d, v, before, left = load_step(
-            d,
-            fresh,
-            reset,
-            p,
-            at,
-            t,
-            first,
-            start,
+        # What the next step backwards reads travels while this one computes.
+        t_beyond, first_beyond, here_beyond = place(at - 2, length, row_ok, reverse, lengths_ptr, starts_ptr, B)
+        ahead = tl.maximum(at - 1, 0)
+        known = rows_known(ahead, here_beyond, row_ok, lengths_ptr)
+        inputs_ahead = load_inputs(
+            ahead,
+            t_earlier,
+            first_earlier,
             tile_start + first_earlier * WIDTH,
+            tile_start + first_beyond * WIDTH,
             direction,
             batch0,
             tile_start,
             row,
             unit,
-            mask_here,
-            known,
+            unit_ok[:, None] & here_earlier[None, :],
+            unit_ok[:, None] & known[None, :],
             dy_ptr,
             stride_dyt,
             stride_dyb,
@@ -330,14 +363,19 @@ def backward(
             ga_ptr,
             stride_gad,
             starts_ptr,
-            GATES_OF,
-            ACTIVATION,
-            RECURRENT,
             GATES,
             STATES,
             SAVED,
             HIDDEN,
             DIRECTIONS,
+        )
+        if resets_ptr is not None:
+            reset_ahead = reset_rows(resets_ptr, t_earlier, length, batch0 + row, here_earlier, B, reverse)
+        mask_here = unit_ok[:, None] & here[None, :]
+        start = tile_start + first * WIDTH
+        d_after = d
+        d, v, before = begin_step(
+            inputs, d, fresh, reset, p, saved_ptr, GATES_OF, ACTIVATION, RECURRENT, GATES, STATES, SAVED
         )
         d_past = None
         if zones is not None:
@@ -367,11 +405,15 @@ def backward(
             if d_reset is not None:
                 of_reset = add_all(of_reset, choose(reset, d, zeros_like_all(d, STATES), STATES), STATES)
             d = choose(reset, zeros_like_all(d, STATES), d, STATES)
-        after = left
+        after = inputs[0]
+        inputs = inputs_ahead
+        first = first_earlier
         here = here_earlier
-        if starts_ptr is not None:
-            t = t_earlier
-            first = first_earlier
+        t_earlier = t_beyond
+        first_earlier = first_beyond
+        here_earlier = here_beyond
+        if resets_ptr is not None:
+            reset = reset_ahead
     store_states(d_initial, state_offsets, d, mask, STATES)
     if d_reset is not None:
         store_states(d_reset, state_offsets, of_reset, mask, STATES)

@@ -77,30 +77,24 @@ def load_weights(
 @triton.jit
 def load_weights_transposed(
     w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
-    unit0,  # first hidden unit of this program
+    unit0,  # first column of the tile
+    part,  # which PART rows of W_hh
+    ROWS: tl.constexpr,
+    PART: tl.constexpr,
     GATES: tl.constexpr,
-    PADDED_GATES: tl.constexpr,
     HIDDEN: tl.constexpr,
-    BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """This program's columns of every gate's W, for W^T da: tiles [PADDED_GATES, BLOCK_H, BLOCK_K] (2D for one gate).
-
-    The gates stand side by side as a batch: a warp takes one, and the sum over them comes after the dot.
-    """
-    m = tl.arange(0, PADDED_GATES * BLOCK_H)
-    gate = m // BLOCK_H
-    unit = unit0 + m % BLOCK_H
-    row_ok = (gate < GATES) & (unit < HIDDEN)
-    k = tl.arange(0, BLOCK_K)
-    offsets = (gate[:, None] * HIDDEN + k[None, :]) * HIDDEN + unit[:, None]
+    """ROWS columns of W_hh, their part of all gates' rows, transposed for W^T da: tiles [ROWS, BLOCK_K]."""
+    unit = unit0 + tl.arange(0, ROWS)
     chunks = ()
     rests = ()
-    for chunk in tl.static_range((HIDDEN + BLOCK_K - 1) // BLOCK_K):
-        mask = row_ok[:, None] & (chunk * BLOCK_K + k < HIDDEN)[None, :]
-        tile = tl.load(w_ptr + chunk * (BLOCK_K * HIDDEN) + offsets, mask=mask, other=0.0)
-        tile = by_gate(tile, PADDED_GATES, BLOCK_H, BLOCK_K)
+    for chunk in tl.static_range((PART + BLOCK_K - 1) // BLOCK_K):
+        k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
+        row = part * PART + k
+        mask = (unit < HIDDEN)[:, None] & ((k < PART) & (row < GATES * HIDDEN))[None, :]
+        tile = tl.load(w_ptr + row[None, :] * HIDDEN + unit[:, None], mask=mask, other=0.0)
         chunks, rests = add_chunk(chunks, rests, tile, PRECISION)
     return chunks + rests
 
@@ -120,30 +114,9 @@ def load_gate_blocks(w_ptr, GATES: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_H: 
 
 
 @triton.jit
-def by_gate(tile, PADDED_GATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[PADDED_GATES * ROWS, COLUMNS] -> [PADDED_GATES, ROWS, COLUMNS]; one gate stays 2D."""
-    if PADDED_GATES == 1:
-        return tile
-    else:
-        return tl.reshape(tile, (PADDED_GATES, ROWS, COLUMNS))
-
-
-@triton.jit
-def transposed_by_gate(tile, PADDED_GATES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[PADDED_GATES * ROWS, COLUMNS] -> [PADDED_GATES, COLUMNS, ROWS]; one gate stays 2D."""
-    if PADDED_GATES == 1:
-        return tl.trans(tile)
-    else:
-        return tl.permute(tl.reshape(tile, (PADDED_GATES, ROWS, COLUMNS)), (0, 2, 1))
-
-
-@triton.jit
 def zero_sums(weights, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
     """Accumulators for `add_product`: one, and for "tf32x3" one more for the small products."""
-    if len(weights[0].shape) == 3:
-        zeros = tl.zeros((weights[0].shape[0], weights[0].shape[1], COLUMNS), dtype=tl.float32)
-    else:
-        zeros = tl.zeros((weights[0].shape[0], COLUMNS), dtype=tl.float32)
+    zeros = tl.zeros((weights[0].shape[0], COLUMNS), dtype=tl.float32)
     if PRECISION == "tf32x3":
         return zeros, zeros
     else:
@@ -152,7 +125,7 @@ def zero_sums(weights, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_product(sums, weights, index: tl.constexpr, h, CHUNKS: tl.constexpr, PRECISION: tl.constexpr):
-    """sums + weights[index] @ h, in float32; with a leading batch dimension or without.
+    """sums + weights[index] @ h, in float32.
 
     "tf32x3" is float32 on the matrix unit: of both operands' high parts and rests, the three largest
     products. Done here because the compiler's own spills: LSTM float32 H=256, sm_100: 2,552 bytes.

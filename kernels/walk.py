@@ -51,6 +51,23 @@ def first_row(t, starts_ptr, B):
 
 
 @triton.jit
+def place(step, length, row_ok, reverse, lengths_ptr, starts_ptr, B):
+    """The time of each row at a step, where that begins in memory, and which rows have it. Before step 0: step 0's."""
+    step = tl.maximum(step, 0)
+    t = time_of(step, length, reverse, lengths_ptr)
+    return t, first_row(t, starts_ptr, B), active_rows(step, length, row_ok, lengths_ptr)
+
+
+@triton.jit
+def rows_known(step, here_earlier, row_ok, lengths_ptr):
+    """The rows with a state before a step: those that have the step before it; an initial state is there for all."""
+    if lengths_ptr is None:
+        return row_ok
+    else:
+        return tl.where(step > 0, here_earlier, row_ok)
+
+
+@triton.jit
 def strided_start(t, first, stride_t, stride_b, starts_ptr):
     """Where time t begins in a tensor of any strides; a packed one has a single stride, from row to row."""
     if starts_ptr is None:

@@ -10,6 +10,7 @@ import torch
 
 from holdfast.bench.check import DTYPES, REGIMES, Case, Layer, check_gradients
 from holdfast.kernels.cell_spec import CELLS
+from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.layer import backward_layer, forward_layer
 
@@ -54,8 +55,18 @@ def test_one_direction_from_the_end(cell, regime, keep, device):
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_many_batch_tiles_share_few_teams(regime):
-    with interpret(seed=1, resident_programs=6):
+    with interpret(seed=1, resident_programs=8):
         assert_right(Case("gru", regime, torch.float32, 40, 70, 2, directions=2), CPU, "recompute")
+
+
+@pytest.mark.parametrize("split", [1, 2, 8])
+@pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_any_number_of_programs_may_share_a_product(cell, exchange, split, device, monkeypatch):
+    """Of 8 programs for 36 units most have none of their own."""
+    config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
+    monkeypatch.setattr(Case, "config", config)
+    assert_right(Case(cell, "cooperative", torch.float32, 36, 18, 4, directions=2), device, "save", seed=split)
 
 
 @pytest.mark.slow

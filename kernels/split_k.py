@@ -1,0 +1,78 @@
+"""A product whose sum is split over SPLIT_K programs: their partial sums go through global memory, and each program
+takes its share of the total.
+
+Backwards W_hh^T da runs over all gates of all units: one program with 16 units would gather G * H numbers a row and
+its product would have 16 rows. Split, it gathers a part of them for SPLIT_K times as many units. LSTM H=768, batch
+tile of 16: 24 KB a step and 64 rows (one warp group's wgmma), not 98 KB and four products of 16 rows; for a second,
+small exchange.
+
+The scratch memory of a unit block holds two slots, used in turns: a program writes a slot again only after it has
+read the other one in full, and what stands there was written by programs that had read this one. In "dataflow" the
+lowest bit of every number says in which round it was written: no memory to clear, no flag, no fence. A product keeps
+23 of float32's 24 bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .exchange import any_of, arrive, unless_stalled, wait_for
+
+
+@triton.jit
+def columns_of_part(end, part, PART: tl.constexpr, HIDDEN: tl.constexpr):
+    """How many of the columns up to `end` lie before the end of a part, counted from its first; negative: none do."""
+    if HIDDEN % 16 == 0:
+        # In sixteens the compiler knows the remainder, and loads whole vectors under the mask.
+        return tl.minimum(end // 16 - part * (PART // 16), PART // 16) * 16
+    else:
+        return tl.minimum(end - part * PART, PART)
+
+
+@triton.jit
+def sum_of_parts(
+    product,  # [SPLIT_K * BLOCK_H, BLOCK_B]: this program's part, for all units of the block
+    partial_ptr,  # [2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones at launch: the block's
+    part,  # which of the block's programs this is, and which BLOCK_H of the block's units are its own
+    turn,  # how many products were exchanged before
+    arrivals_ptr,
+    expected,  # arrivals to wait for ("barrier")
+    budget,
+    status_ptr,
+    EXCHANGE: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """The whole product for this program's own units, [BLOCK_H, BLOCK_B], and the budget that is left."""
+    ROWS: tl.constexpr = SPLIT_K * BLOCK_H
+    row = tl.arange(0, BLOCK_B)[None, :]
+    slot = partial_ptr + (turn % 2) * (SPLIT_K * BLOCK_B * ROWS)
+    round_bit = (turn // 2) & 1
+    words = (product.to(tl.int32, bitcast=True) & -2) | round_bit
+    tl.store(slot + part * (BLOCK_B * ROWS) + row * ROWS + tl.arange(0, ROWS)[:, None], words)
+    own = slot + row * ROWS + (part * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
+    tiles = ()
+    if EXCHANGE == "barrier":
+        arrive(arrivals_ptr)
+        missing = wait_for(arrivals_ptr, expected, True, budget)
+        for other in tl.static_range(SPLIT_K):
+            tiles = tiles + (tl.load(own + other * (BLOCK_B * ROWS), volatile=True),)
+    else:
+        for _ in tl.static_range(SPLIT_K):
+            tiles = tiles + (tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32),)
+        missing = budget >= 0
+        polls = 0
+        while missing & (polls <= budget):
+            stale = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
+            tiles = ()
+            for other in tl.static_range(SPLIT_K):
+                tiles = tiles + (tl.load(own + other * (BLOCK_B * ROWS), volatile=True),)
+                stale = stale | (tiles[other] ^ round_bit)
+            missing = any_of((stale & 1) != 0) != 0
+            polls += 1
+    sums = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.float32)
+    for other in tl.static_range(SPLIT_K):
+        sums += tl.cast(tiles[other] & -2, tl.float32, bitcast=True)
+    return unless_stalled(sums, missing, budget, status_ptr)
