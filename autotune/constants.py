@@ -43,6 +43,7 @@ class Constants:
     chunk_us: Constant
     gate_clocks: Constant
     l2_bytes_per_us: Constant
+    sm_l2_bytes_per_clock: Constant
     dram_bytes_per_us: Constant
     launch_us: Constant
 
@@ -67,6 +68,7 @@ _H100 = Constants(
     chunk_us=_assumed(0.02, "us", "one more product that waits for the sum so far, about 35 clocks"),
     gate_clocks=_assumed(0.8, "clock per unit and row", "about ten special-function results at 16 a clock"),
     l2_bytes_per_us=_assumed(5.5e6, "B/us", "what all SMs of an H100 together are said to read from L2"),
+    sm_l2_bytes_per_clock=_assumed(64.0, "B/clock/SM", "what one SM is said to read from L2"),
     dram_bytes_per_us=_assumed(3.35e6, "B/us", "H100 SXM datasheet"),
     launch_us=_assumed(5.0, "us", "one kernel launch, and the first load of anything"),
 )

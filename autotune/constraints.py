@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import triton
 
 from ..kernels.config import Config
-from ..kernels.describe import least_grid
+from ..kernels.describe import least_grid, part_of_product
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
 from .footprint import columns, footprint, gathered_rows, operand_bytes, weight_rows
@@ -20,8 +20,8 @@ Constraint = Callable[[Problem, Config, DeviceLimits], str | None]
 
 
 def is_matrix_shape(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    """The matrix unit's smallest tile has 16 rows. Forwards the gates share a dot, backwards each has its own."""
-    if problem.phase == "backward" and config.BLOCK_H < 16:
+    """The matrix unit's smallest tile has 16 rows. For one program alone the gates share a dot only forwards."""
+    if problem.phase == "backward" and config.regime == "single_cta" and config.BLOCK_H < 16:
         return f"{config.BLOCK_H} units are below the matrix unit's 16 rows"
     if weight_rows(problem, config) < 16:
         return f"{weight_rows(problem, config)} rows of W_hh are below the matrix unit's 16"
@@ -53,7 +53,7 @@ def may_fit_shared(problem: Problem, config: Config, limits: DeviceLimits) -> st
 
 def fits_registers(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
     need = footprint(problem, config, limits).registers
-    budget = 300 if limits.arch[0] == "hip" else 64
+    budget = 300 if limits.arch[0] == "hip" else 96
     if need > budget:
         return f"its big tiles take {need} registers a thread; more than {budget} spill"
     return None
@@ -91,10 +91,13 @@ def fills_its_rows(problem: Problem, config: Config, limits: DeviceLimits) -> st
 
 def fills_its_columns(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
     """Padding costs resident bytes, shared-memory reads and gathered words; up to a quarter may pay for itself."""
-    least = max(32, math.ceil(problem.hidden_size / 32) * 32)
+    if config.regime == "single_cta":
+        return None
+    needed = part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size
+    least = max(32, math.ceil(needed / 32) * 32)
     padded = columns(problem, config)
-    if config.regime == "cooperative" and padded > least and padded > 1.25 * problem.hidden_size:
-        return f"chunks of {config.BLOCK_K} pad {problem.hidden_size} columns to {padded}"
+    if padded > least and padded > 1.25 * needed:
+        return f"chunks of {config.BLOCK_K} pad {needed} columns to {padded}"
     return None
 
 
@@ -105,6 +108,13 @@ def fills_its_units(problem: Problem, config: Config, limits: DeviceLimits) -> s
     return None
 
 
+def splits_backwards(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
+    """Forwards a program has its units' gates to sum up, and no part of a sum."""
+    if config.SPLIT_K > 1 and (problem.phase == "forward" or config.regime == "single_cta"):
+        return f"SPLIT_K={config.SPLIT_K} is for a team's loop backwards"
+    return None
+
+
 def reads_after_the_wait(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
     """A pipelined loop issues loads ahead of the step they belong to, and a team's h is not there before its wait."""
     if config.regime == "cooperative" and config.num_stages != 1:
@@ -112,10 +122,11 @@ def reads_after_the_wait(problem: Problem, config: Config, limits: DeviceLimits)
     return None
 
 
-CONSTRAINTS: tuple[Constraint, ...] = (is_matrix_shape, fits_shared, fits_registers, is_co_resident)
+CONSTRAINTS: tuple[Constraint, ...] = (is_matrix_shape, fills_its_columns, fits_shared, fits_registers, is_co_resident)
 """What the heuristic's tilings must satisfy; they are known to compile."""
 
 TUNED_CONSTRAINTS: tuple[Constraint, ...] = (
+    splits_backwards,
     is_matrix_shape,
     reads_after_the_wait,
     fills_its_units,

@@ -9,7 +9,7 @@ import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import dot_precision, least_grid
+from ..kernels.describe import dot_precision, least_grid, split_k
 from ..kernels.layer import Keep
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
@@ -76,11 +76,12 @@ def estimate(
 
     exchange = gather = 0.0
     if cooperative:
-        hops = 1 if cell.inner is None else 2
+        hops = (1 if cell.inner is None else 2) * (1 if split_k(problem, config) == 1 else 2)
         exchange = hops * (c.barrier_us if config.exchange == "barrier" else c.dataflow_us).value
         side_by_side = min(tiles, max(1, limits.num_sms // programs))
         words = side_by_side * programs * gathered_rows(problem, config) * k
-        gather = words * problem.dtype.itemsize / c.l2_bytes_per_us.value
+        one = gathered_rows(problem, config) * k * problem.dtype.itemsize / (c.sm_l2_bytes_per_clock.value * clock)
+        gather = max(one, words * problem.dtype.itemsize / c.l2_bytes_per_us.value)
 
     units = problem.batch_size * problem.directions * problem.hidden_size
     streamed = units * _streamed_numbers(problem, keep) * problem.dtype.itemsize
@@ -115,9 +116,7 @@ def has_wgmma(limits: DeviceLimits) -> bool:
 
 
 def runs_as_wgmma(problem: Problem, config: Config, limits: DeviceLimits) -> bool:
-    """Whether the matrix unit reads W_hh from shared memory by itself: 64 rows or more in one dot.
-
-    Backwards every gate has a dot of its own in a batched product, which is mma.sync everywhere.
-    """
-    batched = problem.phase == "backward" and find_cell(problem.cell).padded_gates > 1
-    return has_wgmma(limits) and not batched and weight_rows(problem, config) >= 64
+    """Whether the matrix unit reads W_hh from shared memory by itself: 64 rows or more in one dot."""
+    alone_backwards = problem.phase == "backward" and config.regime == "single_cta"
+    rows = config.BLOCK_H if alone_backwards else weight_rows(problem, config)
+    return has_wgmma(limits) and rows >= 64

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import dot_precision
+from ..kernels.describe import dot_precision, part_of_product
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
 
@@ -39,28 +39,31 @@ def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footpri
         # The accumulator changes layout on its way to the gate math, through at most its own size.
         scratch = min(rows * config.BLOCK_B * 4, 12 * 1024)
         return Footprint(weights + gathered * k * width + scratch, rows * config.BLOCK_B * 4 // thread_bytes)
-    # Batched over gates the operand goes to registers a chunk at a time, through two buffers of its size.
-    batched = problem.phase == "backward" and find_cell(problem.cell).padded_gates > 1
-    operand = 2 * gathered * config.BLOCK_K * width if batched else gathered * k * width
+    # What is polled comes all at once; behind a barrier a chunk follows the other through the same memory.
+    operand = gathered * (k if config.exchange == "dataflow" else min(k, config.BLOCK_K)) * width
     polled = gathered * k * problem.dtype.itemsize if config.exchange == "dataflow" else 0
     return Footprint(shared=weights + operand + 64, registers=polled // thread_bytes)
 
 
 def weight_rows(problem: Problem, config: Config) -> int:
-    """Rows of W_hh in one program."""
+    """Rows of the product with W_hh in one program: its units' gates, backwards the units of all who share it."""
+    if problem.phase == "backward" and config.regime == "cooperative":
+        return config.SPLIT_K * config.BLOCK_H
     return find_cell(problem.cell).padded_gates * config.BLOCK_H
 
 
 def columns(problem: Problem, config: Config) -> int:
-    """Columns of W_hh in one program, padded to whole chunks."""
+    """Numbers that one row of the product sums up in one program, padded to whole chunks."""
     if config.regime == "single_cta":
         return config.BLOCK_H
-    return math.ceil(problem.hidden_size / config.BLOCK_K) * config.BLOCK_K
+    summed = part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size
+    return math.ceil(summed / config.BLOCK_K) * config.BLOCK_K
 
 
 def gathered_rows(problem: Problem, config: Config) -> int:
-    """Rows of the other operand: a batch tile of h, backwards one of every gate's gradient."""
-    return config.BLOCK_B * (find_cell(problem.cell).padded_gates if problem.phase == "backward" else 1)
+    """Rows of the other operand: a batch tile; for one program backwards one of every gate's gradient."""
+    alone_backwards = problem.phase == "backward" and config.regime == "single_cta"
+    return config.BLOCK_B * (find_cell(problem.cell).padded_gates if alone_backwards else 1)
 
 
 def operand_bytes(problem: Problem, limits: DeviceLimits) -> int:

@@ -6,7 +6,6 @@ gate checks every one that `choose` can return); their order is `cost.estimate`'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from ..kernels.problem import Phase, Problem
 from ..kernels.resources import DeviceLimits
 from .constraints import CONSTRAINTS, refusal
 from .cost import estimate, has_wgmma
-from .footprint import matrix_bytes, operand_bytes, weight_rows
+from .footprint import columns, matrix_bytes, operand_bytes, weight_rows
 
 
 @lru_cache(maxsize=4096)
@@ -50,16 +49,17 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Blocks of a cooperative program that compile without a spill for hidden sizes up to `max_k`.
+    """Blocks of a cooperative program that compile without a spill for sums up to `max_k` long.
 
-    rows:       of W_hh in a program, gates * BLOCK_H.
+    rows:       of its product with W_hh: gates * BLOCK_H, backwards SPLIT_K * BLOCK_H.
     columns:    BLOCK_B.
     block_k:    the largest chunk of W_hh.
-    max_k:      most columns of W_hh, padded to whole chunks.
+    max_k:      most numbers that a row of the product sums up, padded to whole chunks.
     exchange:   how the team hands its tile on.
     on_wgmma:   True: only where the matrix unit reads W_hh from shared memory by itself (wgmma, tcgen05);
                 False: only where warps load it (mma.sync); None: anywhere.
     aligned:    only hidden sizes that are multiples of 16; the masks of others take registers that are not there.
+    shares:     backwards, for how many programs a gate's product is split: SPLIT_K is gates * shares.
     """
 
     rows: int
@@ -70,45 +70,60 @@ class Tiling:
     exchange: Exchange = "dataflow"
     on_wgmma: bool | None = None
     aligned: bool = False
+    shares: int = 1
 
 
-# Found by compiling every cell at every max_k for sm_80, sm_90 and sm_100; twice max_k, or 4 warps where it says 8,
-# spill somewhere. 64 rows are one warp group's wgmma. mma.sync wants 8 warps: Triton 3.9 keeps W_hh in registers
-# there, and with 4 warps an LSTM of 768 spills 336 bytes. Backwards a gate's dot has only BLOCK_H rows, so it is
-# mma.sync everywhere, and a team gathers all gates' gradients: more than 512 units do not fit in registers while
-# they are polled, which a barrier does not do.
+# Found by compiling every cell at every max_k for sm_80, sm_90 and sm_100. 64 rows are one warp group's wgmma, 128 two:
+# with 8 warps on 64 rows both groups read all of W_hh (80 HGMMA for LSTM H=768, not 48). mma.sync wants 8 warps: Triton
+# 3.9 keeps W_hh in registers there, and with 4 warps an LSTM of 768 spills 336 bytes.
+_HALF = (
+    Tiling(64, 16, 4, 256, 1280, on_wgmma=True),
+    Tiling(64, 16, 4, 128, 1408, on_wgmma=True),
+    Tiling(64, 16, 4, 128, 1664, "barrier", on_wgmma=True, aligned=True),
+    Tiling(64, 32, 4, 256, 768, on_wgmma=True),
+    Tiling(64, 64, 8, 256, 768, on_wgmma=True, aligned=True),
+    Tiling(64, 64, 8, 128, 1024, "barrier", on_wgmma=True, aligned=True),
+    Tiling(128, 16, 8, 256, 768, on_wgmma=True),
+    Tiling(128, 32, 8, 256, 512, on_wgmma=True),
+    Tiling(64, 16, 8, 128, 1024, on_wgmma=False),
+    Tiling(64, 32, 8, 128, 1024, on_wgmma=True),
+    Tiling(64, 32, 8, 128, 1024, on_wgmma=False, aligned=True),
+)
 TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
-    ("forward", "half"): (
-        Tiling(64, 16, 4, 256, 768, on_wgmma=True),
-        Tiling(64, 16, 4, 128, 1024, on_wgmma=True),
-        Tiling(64, 16, 8, 256, 1024, on_wgmma=False),
-        Tiling(64, 32, 8, 256, 768, on_wgmma=True),
-        Tiling(64, 32, 8, 128, 1024),
-        Tiling(128, 16, 8, 256, 768),
-        Tiling(32, 16, 8, 128, 1536),
-    ),
+    ("forward", "half"): (*_HALF, Tiling(32, 16, 8, 128, 1536, aligned=True)),
     ("forward", "tf32"): (
         Tiling(64, 16, 4, 128, 512, on_wgmma=True),
         Tiling(64, 16, 8, 128, 512, on_wgmma=False),
         Tiling(64, 32, 8, 128, 512),
         Tiling(128, 16, 8, 128, 256),
-        Tiling(32, 16, 8, 256, 768),
+        Tiling(64, 16, 4, 128, 768, "barrier", on_wgmma=True),
+        Tiling(64, 32, 8, 128, 768, "barrier", on_wgmma=True, aligned=True),
+        Tiling(64, 64, 8, 64, 768, "barrier", on_wgmma=True, aligned=True),
+        Tiling(32, 16, 8, 256, 768, aligned=True),
         Tiling(32, 16, 8, 128, 1024, "barrier", aligned=True),
     ),
     ("forward", "tf32x3"): (
         Tiling(64, 16, 4, 128, 256, on_wgmma=True),
         Tiling(64, 16, 8, 64, 256, on_wgmma=False),
     ),
-    ("backward", "half"): (
-        Tiling(64, 16, 8, 128, 1024),
-        Tiling(64, 16, 8, 128, 1024, "barrier"),
-        Tiling(64, 32, 8, 128, 256, "barrier"),
+    ("backward", "half"): _HALF,
+    ("backward", "tf32"): (
+        Tiling(64, 16, 4, 128, 512, on_wgmma=True),
+        Tiling(64, 16, 8, 128, 512, on_wgmma=False),
+        Tiling(64, 16, 4, 128, 768, "barrier", on_wgmma=True),
+        Tiling(64, 32, 8, 128, 768, "barrier", on_wgmma=True, aligned=True),
+        Tiling(64, 64, 8, 64, 768, "barrier", on_wgmma=True, aligned=True),
+        Tiling(64, 16, 8, 128, 768, "barrier", on_wgmma=False),
+        Tiling(64, 16, 4, 128, 512, on_wgmma=True, shares=2),
+        Tiling(64, 16, 8, 128, 512, on_wgmma=False, shares=2),
     ),
-    ("backward", "tf32"): (Tiling(64, 16, 8, 128, 768, "barrier"),),
-    ("backward", "tf32x3"): (Tiling(64, 16, 8, 64, 256, "barrier"),),
+    ("backward", "tf32x3"): (
+        Tiling(64, 16, 4, 64, 256, on_wgmma=True),
+        Tiling(64, 16, 8, 64, 256, on_wgmma=False),
+    ),
     # AMD keeps W_hh in registers; 8 waves would halve them.
     ("forward", "amd"): (Tiling(64, 16, 4, 256, 1024),),
-    ("backward", "amd"): (Tiling(64, 16, 4, 128, 768, "barrier"),),
+    ("backward", "amd"): (Tiling(64, 16, 4, 128, 1024),),
 }
 
 
@@ -125,37 +140,39 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     gates = find_cell(problem.cell).padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
-    much, backward = _keeps_much(problem), problem.phase == "backward"
+    much = _keeps_much(problem)
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
     if block <= 256 and (resident <= 512 or has_wgmma(limits)):
         wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
         yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
     for tiling in tilings(problem, limits):
-        block_k = _block_k(problem, min(tiling.block_k, 64) if much and backward else tiling.block_k)
         if tiling.aligned and problem.hidden_size % 16:
             continue
-        if math.ceil(problem.hidden_size / block_k) * block_k <= tiling.max_k:
-            rows, exchange = tiling.rows // gates, "barrier" if much else tiling.exchange
-            yield Config("cooperative", tiling.columns, rows, block_k, tiling.num_warps, exchange=exchange)
+        if problem.hidden_size > _LARGE and find_cell(problem.cell).inner is not None:
+            continue
+        exchange = "barrier" if much else tiling.exchange
+        split = gates * tiling.shares if problem.phase == "backward" else 1
+        units = tiling.rows // max(gates, split)
+        for block_k in (256, 128, 64, 32):
+            config = Config("cooperative", tiling.columns, units, block_k, tiling.num_warps, 1, exchange, split)
+            if block_k <= tiling.block_k and columns(problem, config) <= tiling.max_k:
+                yield config
 
 
 def _keeps_much(problem: Problem) -> bool:
-    """Whether a loop holds so much beside h that polling all of h spills; a barrier reads it chunk by chunk. Backwards
-    the chunks are small: with 64 columns for 128 the same LSTM accesses local memory 5 times a step, not 19 (sm_100).
+    """Whether a loop holds so much beside h that polling all of h spills; a barrier reads it chunk by chunk.
 
-    bf16 H=768, sm_90: a GRU with two products spills 328 bytes, an LSTM with dropout of h, zoneout, lengths and resets
-    16, as dataflow; 197 and 219 registers and no spill with a barrier. At H=1024 any feature is too much: 448 bytes for
-    resets to a given state, sm_80 with Triton 3.9.0.
+    bf16, dataflow, sm_90: an LSTM of 768 with every feature spills 80 bytes forwards and 88 backwards, a GRU of 1024
+    with two products 512 and 296, a packed GRU of 1408 280 backwards; none with a barrier.
     """
     noise = {"recurrent_dropout", "zoneout"}
-    large = problem.hidden_size > 768 and bool(problem.features)
+    large = problem.hidden_size > _LARGE and bool(problem.features)
     return large or find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
 
 
-def _block_k(problem: Problem, largest: int) -> int:
-    """The chunk that pads hidden_size least; of those the largest."""
-    sizes = [size for size in (256, 128, 64, 32) if size <= largest]
-    return min(sizes, key=lambda size: (math.ceil(problem.hidden_size / size) * size, -size))
+_LARGE = 1024
+"""More units leave no register for a second product (gru_reset_before, 1664, sm_90: 64 bytes forwards, 184 backwards),
+nor for any feature beside a poll."""
 
 
 def _leaves_wgmma(problem: Problem, config: Config) -> bool:

@@ -34,6 +34,7 @@ class Space:
     num_warps: tuple[int, ...] = (4, 8)
     num_stages: tuple[int, ...] = (1, 2)
     exchange: tuple[Exchange, ...] = ("dataflow", "barrier")
+    SPLIT_K: tuple[int, ...] = (1, 2, 4, 8)
 
 
 SPACE = Space()
@@ -56,8 +57,9 @@ def _product(problem: Problem, space: Space) -> Iterator[Config]:
     if block <= LARGEST_SINGLE_CTA:
         for rows, warps, stages in itertools.product(space.BLOCK_B, space.num_warps, space.num_stages):
             yield Config("single_cta", rows, block, block, warps, stages)
+    splits = space.SPLIT_K if problem.phase == "backward" else (1,)
     for values in itertools.product(
-        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange
+        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, splits
     ):
         yield Config("cooperative", *values)
 

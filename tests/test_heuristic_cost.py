@@ -63,6 +63,7 @@ def test_the_space_is_wider_than_the_heuristics_table():
 
 def test_every_value_of_the_space_is_tried_somewhere():
     problems = [replace(LSTM, batch_size=64, hidden_size=h) for h in (64, 256, 512)] + [replace(LSTM, cell="rnn_tanh")]
+    problems += [replace(problem, phase="backward") for problem in problems]
     tried = [r.config for problem in problems for r in search(problem, H100)[0]]
     for field in fields(Space):
         assert {getattr(config, field.name) for config in tried} >= set(getattr(SPACE, field.name)), field.name
@@ -72,6 +73,7 @@ def test_every_value_of_the_space_is_tried_somewhere():
     ("name", "config", "problem", "limits"),
     [
         ("is_matrix_shape", Config("cooperative", 16, 8, 128), replace(LSTM, phase="backward"), H100),
+        ("splits_backwards", Config("cooperative", 16, 16, 128, SPLIT_K=4), LSTM, H100),
         ("is_matrix_shape", Config("cooperative", 16, 8, 128), replace(LSTM, cell="rnn_relu"), H100),
         ("reads_after_the_wait", Config("cooperative", 16, 16, 128, num_stages=2), LSTM, H100),
         ("fills_its_units", Config("cooperative", 16, 64, 64), replace(LSTM, hidden_size=64), H100),
