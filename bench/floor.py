@@ -19,7 +19,17 @@ import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import backend_options, batch_tiles, dot_precision, least_grid, num_groups, team_size
+from ..kernels.describe import (
+    backend_options,
+    batch_tiles,
+    dot_precision,
+    least_grid,
+    num_groups,
+    part_of_product,
+    partial_shape,
+    split_k,
+    team_size,
+)
 from ..kernels.exchange import SENTINEL
 from ..kernels.executor import substitute
 from ..kernels.launch import SPIN_LIMIT
@@ -47,17 +57,11 @@ class Floor:
 
 
 def exchange_constexprs(problem: Problem, config: Config) -> dict[str, Any]:
-    cell = find_cell(problem.cell)
-    backward = problem.phase == "backward"
     return {
-        "COUNT": cell.gates if backward else 1,
-        "PADDED_COUNT": cell.padded_gates if backward else 1,
-        "HIDDEN": problem.hidden_size,
+        "COUNT": find_cell(problem.cell).gates if problem.phase == "backward" else 1,
         "DIRECTIONS": problem.directions,
         "EXCHANGE": config.exchange,
-        "BLOCK_B": config.BLOCK_B,
-        "BLOCK_H": config.BLOCK_H,
-        "BLOCK_K": config.BLOCK_K,
+        **_tiling(problem, config),
     }
 
 
@@ -66,10 +70,19 @@ def weights_constexprs(problem: Problem, config: Config, platform: str) -> dict[
     return {
         "GATES": cell.gates,
         "PADDED_GATES": cell.padded_gates,
-        "HIDDEN": problem.hidden_size,
         "PRECISION": dot_precision(problem, platform),
         "BACKWARD": problem.phase == "backward",
         "SINGLE_CTA": config.regime == "single_cta",
+        **_tiling(problem, config),
+    }
+
+
+def _tiling(problem: Problem, config: Config) -> dict[str, int]:
+    """PART: of the operand's columns, backwards G * H, those that one program multiplies."""
+    return {
+        "HIDDEN": problem.hidden_size,
+        "SPLIT_K": split_k(problem, config),
+        "PART": part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size,
         "BLOCK_B": config.BLOCK_B,
         "BLOCK_H": config.BLOCK_H,
         "BLOCK_K": config.BLOCK_K,
@@ -86,15 +99,18 @@ class Exchange:
         width = problem.directions * self.values["COUNT"] * problem.hidden_size
         self.channel = torch.empty(steps, problem.batch_size, width, dtype=problem.dtype, device=device)
         self.arrivals = torch.zeros(problem.directions * self.groups, 32, dtype=torch.int32, device=device)
+        self.partial = torch.empty(partial_shape(problem, config, self.groups), dtype=torch.int32, device=device)
 
     def reset(self) -> None:
         """Before every run: nothing written, nobody arrived."""
         self.channel.view({2: torch.int16, 4: torch.int32}[self.channel.element_size()]).fill_(SENTINEL)
+        self.partial.fill_(-1)
         self.arrivals.zero_()
 
     def run(self) -> None:
         arguments = {
             "channel_ptr": self.channel,
+            "partial_ptr": self.partial if self.values["SPLIT_K"] > 1 else None,
             "arrivals_ptr": self.arrivals if self.config.exchange == "barrier" else None,
             "status_ptr": status_word(self.device),
             "T": self.steps,
@@ -115,7 +131,7 @@ class ResidentWeights:
         self.values = weights_constexprs(problem, config, platform)
         gates, hidden = self.values["GATES"], problem.hidden_size
         backward = self.values["BACKWARD"]
-        rows = config.BLOCK_H if backward else self.values["PADDED_GATES"] * config.BLOCK_H
+        rows = config.BLOCK_H * self.values["SPLIT_K" if backward else "PADDED_GATES"]
         # Every program of the real launch: they share the chip's clock and power.
         self.programs = groups_on(problem, config, device) * problem.directions * team_size(problem, config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from holdfast.autotune.heuristic import choose
+from holdfast.autotune.footprint import columns
 from holdfast.autotune.offline import compile_offline, weight_loads_in_loop
 from holdfast.bench.floor import Exchange, Floor, ResidentWeights, exchange_constexprs, passes_of, weights_constexprs
 from holdfast.bench.floor_kernels import exchange_only, weights_only
@@ -13,20 +13,20 @@ from holdfast.kernels.config import Config
 from holdfast.kernels.describe import backend_options
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.problem import Problem
-from holdfast.kernels.resources import H100
 from holdfast.kernels.stall import StalledError
 
 CPU = torch.device("cpu")
 CELLS = ("rnn_tanh", "gru", "lstm")
+SPLITS = [("forward", 1), ("backward", 1), ("backward", 2), ("backward", 4)]
 
 
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
-@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize(("phase", "split"), SPLITS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_tile_of_every_step_is_handed_on(cell, phase, exchange, request):
-    """Three programs a team, two directions, a batch of two tiles, an odd hidden size."""
+def test_every_tile_of_every_step_is_handed_on(cell, phase, split, exchange, request):
+    """Three or four programs a team, two directions, a batch of two tiles, an odd hidden size."""
     problem = Problem(cell, torch.float32, 37, 19, 2, phase=phase)
-    config = Config("cooperative", 16, 16, 32, exchange=exchange)
+    config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
     with interpret(seed=sum(map(ord, request.node.name))):
         run = Exchange(problem, config, CPU, steps=3)
         run.reset()
@@ -36,10 +36,12 @@ def test_every_tile_of_every_step_is_handed_on(cell, phase, exchange, request):
 
 
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
-def test_a_missing_member_is_noticed(exchange):
-    problem = Problem("lstm", torch.float32, 40, 3)
-    config = Config("cooperative", 16, 16, 32, exchange=exchange)
-    with interpret(stalled={1}, raise_on_deadlock=False) as executor:
+@pytest.mark.parametrize(("phase", "split", "missing"), [("forward", 1, {1}), ("backward", 2, {2, 3})])
+def test_missing_members_are_noticed(phase, split, missing, exchange):
+    """Backwards all who share a product: nobody notices in a sum, only who gathers their half of the columns."""
+    problem = Problem("rnn_tanh", torch.float32, 64, 3, phase=phase)
+    config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
+    with interpret(stalled=missing, raise_on_deadlock=False) as executor:
         executor.spin_limit = 5
         run = Exchange(problem, config, CPU, steps=2)
         run.reset()
@@ -47,80 +49,87 @@ def test_a_missing_member_is_noticed(exchange):
             run.run()
 
 
-@pytest.mark.parametrize("phase", ["forward", "backward"])
-@pytest.mark.parametrize("regime", ["single_cta", "cooperative"])
+@pytest.mark.parametrize(
+    ("hidden", "phase", "config"),
+    [
+        *[(20, phase, Config("single_cta", 16, 32, 32)) for phase in ("forward", "backward")],
+        *[(37, phase, Config("cooperative", 16, 16, 32, SPLIT_K=split)) for phase, split in SPLITS],
+        (48, "backward", Config("cooperative", 16, 16, 32, SPLIT_K=4)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_product_is_the_whole_of_w(cell, regime, phase):
+def test_the_product_is_the_whole_of_w(cell, hidden, phase, config):
     """The sum over the steps, put together from all programs, is W (its transpose backwards) times all operands."""
-    hidden = 20 if regime == "single_cta" else 37
-    config = Config("single_cta", 16, 32, 32) if regime == "single_cta" else Config("cooperative", 16, 16, 32)
     problem = Problem(cell, torch.float32, hidden, 16, phase=phase)
     with interpret():
         run = ResidentWeights(problem, config, CPU, steps=3)
         run.run()
     operand = (2 * run.h[0] + run.h[1]).double()  # steps 0, 2 and 1
-    gates, padded, block = run.values["GATES"], run.values["PADDED_GATES"], config.BLOCK_H
+    gates, padded = run.values["GATES"], run.values["PADDED_GATES"]
     if phase == "forward":
         right = (operand @ run.w.double().T).T.unflatten(0, (gates, hidden))
-        tiles = run.out.unflatten(1, (padded, block)).transpose(0, 1)
+        tiles = run.out.unflatten(1, (padded, config.BLOCK_H)).transpose(0, 1)
         found = tiles.reshape(padded, -1, 16)[:gates, :hidden]
     else:
         right = (operand @ run.w.double()).T
-        found = run.out.reshape(-1, 16)[:hidden]
+        found = run.out.unflatten(0, (-1, config.SPLIT_K)).sum(1).reshape(-1, 16)[:hidden]
     assert (found - right).abs().max() < 1e-5
 
 
-POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-ALIGNED = [["tt.divisibility", 16]]
 SHAPES = [
-    ("lstm", torch.float16, 768, "forward"),
-    ("lstm", torch.bfloat16, 768, "backward"),
-    ("gru", torch.bfloat16, 1024, "forward"),
-    ("lstm", torch.bfloat16, 64, "backward"),
+    ("lstm", torch.float16, 768, "forward", Config("cooperative", 16, 16, 256)),
+    ("lstm", torch.bfloat16, 768, "backward", Config("cooperative", 16, 16, 128, SPLIT_K=4)),
+    ("gru", torch.bfloat16, 1024, "backward", Config("cooperative", 16, 16, 128, exchange="barrier", SPLIT_K=4)),
+    ("rnn_tanh", torch.bfloat16, 1024, "backward", Config("cooperative", 16, 64, 128)),
+    ("lstm", torch.bfloat16, 64, "backward", Config("single_cta", 16, 64, 64, 8)),
 ]
 
 
-@pytest.mark.parametrize(("cell", "dtype", "hidden", "phase"), SHAPES, ids=str)
-def test_the_weights_stay_resident_on_an_h100(cell, dtype, hidden, phase):
+@pytest.mark.parametrize(("cell", "dtype", "hidden", "phase", "config"), SHAPES, ids=str)
+def test_the_weights_stay_resident_on_an_h100(cell, dtype, hidden, phase, config):
     problem = Problem(cell, dtype, hidden, 16, phase=phase)
-    config = choose(problem, H100)
-    report = compile_offline(
-        weights_only,
-        {"w_ptr": POINTERS[dtype], "h_ptr": POINTERS[dtype], "out_ptr": "*fp32", "T": "i32"},
-        weights_constexprs(problem, config, "cuda"),
-        dict.fromkeys([(0,), (1,), (2,)], ALIGNED),
-        "sm_90",
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        **backend_options("cuda"),
-    )
+    report = compile_for_h100(weights_only, weights_constexprs(problem, config, "cuda"), config, dtype)
     assert report.spill_bytes == 0
-    assert report.matrix_instructions > 0
+    assert report.matrix_family == "HGMMA"
+    if config.regime == "cooperative":
+        assert report.matrix_instructions == columns(problem, config) // 16  # of 64 rows each: nothing twice
     assert weight_loads_in_loop(report, "w_ptr") == 0
 
 
-@pytest.mark.parametrize(("cell", "dtype", "hidden", "phase"), SHAPES[:3], ids=str)
-def test_the_exchange_compiles_for_an_h100_and_multiplies_nothing(cell, dtype, hidden, phase):
+@pytest.mark.parametrize(("cell", "dtype", "hidden", "phase", "config"), SHAPES[:4], ids=str)
+def test_the_exchange_compiles_for_an_h100_and_multiplies_nothing(cell, dtype, hidden, phase, config):
     problem = Problem(cell, dtype, hidden, 16, phase=phase)
-    config = choose(problem, H100)
     values = exchange_constexprs(problem, config)
-    if config.exchange == "dataflow":
-        values["arrivals_ptr"] = None
-    types = {"channel_ptr": POINTERS[dtype], "arrivals_ptr": "*i32", "status_ptr": "*i32"}
-    types |= dict.fromkeys(("T", "B", "num_groups", "spin_limit"), "i32")
-    report = compile_offline(
-        exchange_only,
-        {name: kind for name, kind in types.items() if name not in values},
+    values |= {"arrivals_ptr": None} if config.exchange == "dataflow" else {}
+    values |= {"partial_ptr": None} if config.SPLIT_K == 1 else {}
+    report = compile_for_h100(exchange_only, values, config, dtype)
+    assert report.spill_bytes == 0
+    assert report.matrix_instructions == 0
+    assert "isVolatile = true" in report.ttgir  # what is gathered is read, though nobody uses it
+
+
+def compile_for_h100(kernel, values, config, dtype):
+    """As `floor` launches it on aligned tensors."""
+    number = {torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
+    types = {
+        **dict.fromkeys(("channel_ptr", "w_ptr", "h_ptr"), number),
+        **dict.fromkeys(("partial_ptr", "arrivals_ptr", "status_ptr"), "*i32"),
+        **dict.fromkeys(("T", "B", "num_groups", "spin_limit"), "i32"),
+        "out_ptr": "*fp32",
+    }
+    signature = {name: types[name] for name in kernel.arg_names if name not in values}
+    pointers = [(index,) for index, name in enumerate(kernel.arg_names) if signature.get(name, "").startswith("*")]
+    return compile_offline(
+        kernel,
+        signature,
         values,
-        {(0,): ALIGNED},
+        {pointer: [["tt.divisibility", 16]] for pointer in pointers},
         "sm_90",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **backend_options("cuda"),
     )
-    assert report.spill_bytes == 0
-    assert report.matrix_instructions == 0
-    assert "isVolatile = true" in report.ttgir  # what is gathered is read, though nobody uses it
 
 
 def test_passes_multiply_a_step():
