@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
 
 import triton
-from triton import knobs
 from triton.compiler import ASTSource
 
+from .machine_code import read_amdgcn, read_cubin
 from .targets import gpu_target
 from .ttgir import loads_in_loop
 
@@ -32,6 +27,8 @@ class CompiledReport:
     spill_bytes:          local memory per thread in bytes: the stack (CUDA) or scratch (AMD). 0 means nothing spills.
     spills_in_loop:       local loads and stores in the time loop's code, counted where they stand. A value put aside
                           before the loop costs a step nothing: spill_bytes may be above 0 where this is 0.
+    poll_round_trips:     how often a poll of the team's memory waits for it: 1 where all its loads are on their way
+                          before the first is used. ptxas decides that, and no source shows it. 0: no poll, or AMD.
     shared_bytes:         shared memory (AMD: LDS) of one program, in bytes.
     matrix_instructions:  matrix-unit instructions in the code, counted where they stand, not as often as they run.
     matrix_family:        their names: "HMMA" (Ampere), "HGMMA" (Hopper's wgmma), "UTCHMMA" (tcgen05), "MFMA" (AMD).
@@ -45,6 +42,7 @@ class CompiledReport:
     registers: int
     spill_bytes: int
     spills_in_loop: int
+    poll_round_trips: int
     shared_bytes: int
     matrix_instructions: int
     matrix_family: str
@@ -83,19 +81,17 @@ def compile_offline(
         source, target=gpu_target(target), options={"num_warps": num_warps, "num_stages": num_stages, **options}
     )
     seconds = time.perf_counter() - start
-    if "cubin" in compiled.asm:
-        registers, spill, in_loop, families, barriers = _read_cubin(compiled.asm["cubin"])
-    else:
-        registers, spill, in_loop, families, barriers = _read_amdgcn(compiled.asm["amdgcn"])
+    code = read_cubin(compiled.asm["cubin"]) if "cubin" in compiled.asm else read_amdgcn(compiled.asm["amdgcn"])
     return CompiledReport(
         target=target,
-        registers=registers,
-        spill_bytes=spill,
-        spills_in_loop=in_loop,
+        registers=code.registers,
+        spill_bytes=code.spill_bytes,
+        spills_in_loop=code.spills_in_loop,
+        poll_round_trips=code.poll_round_trips,
         shared_bytes=compiled.metadata.shared,
-        matrix_instructions=families.total(),
-        matrix_family="+".join(sorted(families)),
-        barriers=barriers,
+        matrix_instructions=code.matrix_instructions.total(),
+        matrix_family="+".join(sorted(code.matrix_instructions)),
+        barriers=code.barriers,
         seconds=seconds,
         ttgir=compiled.asm["ttgir"],
         arguments=tuple(name for name, kind in types.items() for leaf in _leaves(kind) if leaf != "constexpr"),
@@ -120,53 +116,3 @@ def _leaves(kind: ArgumentType) -> Iterator[str]:
     else:
         for element in kind:
             yield from _leaves(element)
-
-
-def _read_cubin(cubin: bytes) -> tuple[int, int, int, Counter[str], int]:
-    """(registers, stack bytes, local accesses in the time loop, matrix instructions by family, barriers) by the
-    disassemblers in Triton's wheel."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", path)
-        code = _tool(knobs.nvidia.nvdisasm.path, "-c", path)
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    families = Counter(_MATRIX.findall(code))
-    in_loop = accesses_in_time_loop(
-        code, matrix=_MATRIX, label=r"^\s*\.(L_x_\d+):", jump=r"\bBRA\b.*`\(\.(L_x_\d+)\)", access=r"\b(?:STL|LDL)\b"
-    )
-    return registers, stack, in_loop, families, len(re.findall(r"\bBAR\.(?:SYNC|RED)\b", code))
-
-
-def _tool(path: str, flag: str, file: Path) -> str:
-    return subprocess.run([path, flag, str(file)], check=True, capture_output=True, text=True).stdout
-
-
-_MATRIX = re.compile(r"(?<![\w.])(\w+MMA)[.\s]")  # not HFMA2.MMA, which is no matrix instruction
-
-
-def accesses_in_time_loop(code: str, *, matrix: re.Pattern[str], label: str, jump: str, access: str) -> int:
-    """Lines matching `access` in the time loop: of the code between a label and a jump back to it, the shortest stretch
-    with a matrix instruction. 0 where nothing loops."""
-    lines = code.splitlines()
-    labels = {found[1]: number for number, line in enumerate(lines) if (found := re.search(label, line))}
-    jumps = ((number, labels.get(found[1])) for number, line in enumerate(lines) if (found := re.search(jump, line)))
-    loops = [lines[start : end + 1] for end, start in jumps if start is not None and start < end]
-    with_matrix = [loop for loop in loops if any(matrix.search(line) for line in loop)]
-    time_loop = min(with_matrix, key=len, default=[])
-    return sum(bool(re.search(access, line)) for line in time_loop)
-
-
-def _read_amdgcn(code: str) -> tuple[int, int, int, Counter[str], int]:
-    """As `_read_cubin`, from the assembly's own metadata. A scalar register spills into vector lanes, not to memory."""
-
-    def metadata(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s+(\d+)", code).group(1))  # type: ignore[union-attr]
-
-    spill = max(metadata("private_segment_fixed_size"), 4 * metadata("vgpr_spill_count"))
-    mfma = re.compile(r"\bv_s?mfmac?_")
-    in_loop = accesses_in_time_loop(
-        code, matrix=mfma, label=r"^\.?(LBB\w+):", jump=r"\bs_c?branch\w*\s+\.?(LBB\w+)", access=r"\bscratch_"
-    )
-    families = Counter("MFMA" for _ in mfma.finditer(code))
-    return metadata("vgpr_count"), spill, in_loop, families, len(re.findall(r"\bs_barrier\b", code))

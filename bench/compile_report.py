@@ -28,7 +28,7 @@ KINDS: tuple[tuple[torch.dtype, Precision], ...] = (
 """What a kernel can compute in: dtype, and what a float32 product may be rounded to."""
 
 PHASES: tuple[Phase, ...] = ("forward", "backward")
-HIDDEN_SIZES = (1, 7, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 1536, 2048)
+HIDDEN_SIZES = (1, 7, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 1400, 1664, 2048)
 BATCH_SIZES = (1, 8, 16, 32, 64, 128, 256)
 
 
@@ -84,7 +84,11 @@ def quick_grid() -> list[Problem]:
         Problem("lstm", fp32, 256, 16),
         *(Problem(cell, bf16, hidden, 16, phase="backward") for cell in TORCHS for hidden in (64, 256, 768)),
         *(Problem(cell, fp32, 256, 16, precision="tf32", phase="backward") for cell in TORCHS),
+        *(Problem("lstm", bf16, hidden, 16, phase=phase) for hidden in (1400, 1664) for phase in PHASES),
+        *(Problem("lstm", fp32, 768, batch, precision="tf32", phase=phase) for batch in (16, 128) for phase in PHASES),
+        *(Problem("lstm", bf16, hidden, 128, phase="backward") for hidden in (512, 768, 1024)),
         Problem("lstm", bf16, 1024, 16, phase="backward"),
+        Problem("lstm", fp32, 1024, 16, precision="tf32", phase="backward"),
         Problem("gru", bf16, 1000, 16, directions=2, phase="backward"),
         Problem("lstm", fp32, 100, 16, phase="backward"),
         *(Problem(cell, bf16, 768, 16, phase=phase) for cell in CELLS if cell not in TORCHS for phase in PHASES),
@@ -106,7 +110,7 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
 
     Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), saves (gate values), target,
     features, regime, config, registers (32-bit, per thread), spill_bytes (per thread), spills_in_loop (local accesses
-    in the time loop's code), shared_bytes (per program), shared_limit
+    in the time loop's code), poll_round_trips (see `CompiledReport`), shared_bytes (per program), shared_limit
     (bytes that the device gives one program), matrix_family, matrix_instructions, barriers (both counted in the code,
     not as run), weight_loads_in_loop, grid (programs of the launch), resident_programs (that the device holds at
     once), compile_seconds (near 0 where Triton's disk cache had the kernel) and note: why no kernel is used, or why it
@@ -158,6 +162,7 @@ COLUMNS = {
     "registers": "Int64",
     "spill_bytes": "Int64",
     "spills_in_loop": "Int64",
+    "poll_round_trips": "Int64",
     "shared_bytes": "Int64",
     "shared_limit": "Int64",
     "matrix_family": "string",
@@ -211,6 +216,7 @@ def _outcome_columns(request: Request, outcome: Outcome) -> dict[str, object]:
         "registers": report.registers,
         "spill_bytes": report.spill_bytes,
         "spills_in_loop": report.spills_in_loop,
+        "poll_round_trips": report.poll_round_trips,
         "shared_bytes": report.shared_bytes,
         "shared_limit": REFERENCE_DEVICE[request.target].shared_per_block,
         "matrix_family": report.matrix_family,

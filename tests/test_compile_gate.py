@@ -31,6 +31,11 @@ def spills_hardly_in_the_time_loop(kernels: pd.DataFrame) -> pd.Series:
     return kernels["spills_in_loop"] <= 24
 
 
+def polls_in_one_round_trip(kernels: pd.DataFrame) -> pd.Series:
+    """Tested number by number, a poll of LSTM H=768 went to L2 nine times in a row."""
+    return kernels["poll_round_trips"] <= 1
+
+
 def fits_in_shared_memory(kernels: pd.DataFrame) -> pd.Series:
     return kernels["shared_bytes"] <= kernels["shared_limit"]
 
@@ -52,6 +57,7 @@ RULES: tuple[Rule, ...] = (
     compiles,
     spills_nothing,
     spills_hardly_in_the_time_loop,
+    polls_in_one_round_trip,
     fits_in_shared_memory,
     uses_the_matrix_unit,
     loads_no_weights_in_the_time_loop,
