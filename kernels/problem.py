@@ -23,8 +23,9 @@ class Problem:
     phase:       "forward", or "backward" for the loop that carries the gradients.
     features:    names from `FEATURES` of what the loop does besides, sorted: each is compiled in only where asked for.
 
-    The sequence length is left out on purpose: no choice depends on it, so a new T never
-    recompiles or retunes anything.
+    The sequence length is left out on purpose: no choice depends on it, so a new T retunes nothing. It recompiles
+    nothing either where gates * hidden_size is a multiple of 16; elsewhere Triton makes up to three kernels, as the
+    strides of a batch size and length are multiples of 16 or not.
     """
 
     cell: str
