@@ -142,7 +142,7 @@ def from_json(text: str, where: object) -> Entry:
 def config_from(content: dict[str, Any]) -> Config:
     """A Config from its fields. Raises ValueError or TypeError where one is unknown or has no possible value."""
     config = Config(**content)
-    sizes = {name: value for name, value in content.items() if name.startswith(("BLOCK", "num"))}
+    sizes = {name: value for name, value in content.items() if name.startswith(("BLOCK", "SPLIT", "num"))}
     for name, value in sizes.items():
         if type(value) is not int or value < 1 or value & (value - 1):
             raise ValueError(f"{name} should be a power of two, got {value!r}")

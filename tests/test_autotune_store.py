@@ -143,6 +143,7 @@ def test_a_file_that_cannot_be_used_says_why_and_is_set_aside(damage, why, store
     "change",
     [
         {"config": {"regime": "cooperative", "BLOCK_B": 12, "BLOCK_H": 16, "BLOCK_K": 64}},
+        {"config": {"regime": "cooperative", "BLOCK_B": 16, "BLOCK_H": 16, "BLOCK_K": 64, "SPLIT_K": 3}},
         {"config": {"regime": "magic", "BLOCK_B": 16, "BLOCK_H": 16, "BLOCK_K": 64}},
         {"config": {"regime": "cooperative", "BLOCK_B": 16, "BLOCK_H": 16, "BLOCK_K": 64, "clusters": 2}},
         {"p50_us": float("nan")},
