@@ -115,7 +115,7 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
         Tiling(64, 64, 8, 64, 768, "barrier", on_wgmma=True, aligned=True),
         Tiling(64, 16, 8, 128, 768, "barrier", on_wgmma=False),
         Tiling(64, 16, 4, 128, 512, on_wgmma=True, shares=2),
-        Tiling(64, 16, 8, 128, 512, on_wgmma=False, shares=2),
+        Tiling(64, 16, 8, 64, 512, on_wgmma=False, shares=2),
     ),
     ("backward", "tf32x3"): (
         Tiling(64, 16, 4, 64, 256, on_wgmma=True),
