@@ -11,11 +11,10 @@ import triton.language as tl
 
 @triton.jit
 def _one_over_one_plus_exp(x):
-    """1 / (1 + exp(x)) in five instructions on NVIDIA: tl.exp and the division take eleven, most of them for operands
-    that cannot be here. The error, 2^-21 relative, is the same: that of ex2.approx, twice rsqrt.approx's in place of
-    div.full's. A single program's step of LSTM H=64 is mostly this: 1,001 instructions with them, 771 without."""
-    r = tl.rsqrt(1.0 + tl.exp2(1.4426950408889634 * x))
-    return r * r
+    """1 / (1 + exp(x)), four instructions shorter than by tl.exp, which guards against denormal results that a sum with
+    1 drops anyway. rsqrt squared in place of the division would save three more, and doubles the error in float32: of
+    20 GRUs of three layers the worst ends at 1.03 times what torch's own error allows, not at 0.51."""
+    return 1.0 / (1.0 + tl.exp2(1.4426950408889634 * x))
 
 
 @triton.jit
