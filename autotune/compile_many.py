@@ -10,8 +10,6 @@ from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPo
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from dataclasses import dataclass
 
-import triton
-
 from ..kernels.config import Config
 from ..kernels.describe import KernelDescription, describe
 from ..kernels.problem import Problem
@@ -159,23 +157,9 @@ def _describe(request: Request) -> KernelDescription:
 
 def _kernel_key(request: Request) -> str:
     spec = _describe(request)
-    constexprs = {
-        # The function itself: cells in different files may give theirs the same name.
-        name: id(value) if isinstance(value, triton.JITFunction) else value
-        for name, value in spec.constexprs.items()
-    }
-    return repr(
-        (
-            request.target,
-            spec.fn.fn.__qualname__,
-            spec.signature,
-            constexprs,
-            spec.attrs,
-            spec.num_warps,
-            spec.num_stages,
-            spec.options,
-        )
-    )
+    # A cell's repr tells functions of one name in different files apart.
+    options = (spec.num_warps, spec.num_stages, spec.options)
+    return repr((request.target, spec.fn.fn.__qualname__, spec.signature, spec.constexprs, spec.attrs, options))
 
 
 def _compile(request: Request) -> Outcome:
@@ -191,7 +175,7 @@ def _compile(request: Request) -> Outcome:
             num_stages=spec.num_stages,
             **spec.options,
         )
-        loads = weight_loads_in_loop(report, "w_hh")
+        loads = weight_loads_in_loop(report, "layer.w_hh")
     except Exception as error:  # whatever a compiler raises is the finding here
         return Outcome(error=f"{request}: {type(error).__name__}: {error}")
     resident = resident_programs(

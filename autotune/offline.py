@@ -15,7 +15,7 @@ from .targets import gpu_target
 from .ttgir import loads_in_loop
 
 ArgumentType: TypeAlias = "str | tuple[ArgumentType, ...]"
-"""A Triton type, "*bf16", "i32", "fp32", or a tuple of them for a tuple argument."""
+"""A Triton type, "*bf16", "i32", "fp32", or a tuple of them, named or not, for a tuple argument."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CompiledReport:
     barriers:             block-wide barriers in the code (BAR.SYNC, BAR.RED, s_barrier).
     seconds:              wall time of the compilation; near 0 where Triton's disk cache had it.
     ttgir:                the kernel in Triton's GPU dialect.
-    arguments:            names of the kernel's run-time arguments, in order; a tuple's once for each element.
+    arguments:            names of the kernel's run-time arguments, as `run_time_arguments` has them.
     """
 
     target: str
@@ -94,12 +94,12 @@ def compile_offline(
         barriers=code.barriers,
         seconds=seconds,
         ttgir=compiled.asm["ttgir"],
-        arguments=tuple(name for name, kind in types.items() for leaf in _leaves(kind) if leaf != "constexpr"),
+        arguments=run_time_arguments(types),
     )
 
 
 def weight_loads_in_loop(report: CompiledReport, argument: str) -> int:
-    """Number of loads in the kernel's loops whose address derives from the argument of this name, e.g. "w_hh".
+    """Number of loads in the kernel's loops whose address derives from the argument of this name, "layer.w_hh".
 
     0 proves that the weights are resident: see `ttgir.loads_in_loop` for what counts. Raises ValueError where the
     kernel has no such argument at run time, or never loads through it.
@@ -110,9 +110,17 @@ def weight_loads_in_loop(report: CompiledReport, argument: str) -> int:
     return loads_in_loop(report.ttgir, positions)
 
 
-def _leaves(kind: ArgumentType) -> Iterator[str]:
+def run_time_arguments(signature: Mapping[str, ArgumentType]) -> tuple[str, ...]:
+    """Names of what a kernel is handed at run time, in order: "gx.time" for a NamedTuple's field, a tuple's own name
+    once for each element."""
+    found = (leaf for name, kind in signature.items() for leaf in _leaves(name, kind))
+    return tuple(name for name, kind in found if kind != "constexpr")
+
+
+def _leaves(name: str, kind: ArgumentType) -> Iterator[tuple[str, str]]:
     if isinstance(kind, str):
-        yield kind
-    else:
-        for element in kind:
-            yield from _leaves(element)
+        yield name, kind
+        return
+    fields = getattr(kind, "_fields", None)
+    for index, element in enumerate(kind):
+        yield from _leaves(f"{name}.{fields[index]}" if fields else name, element)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from dataclasses import fields, replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -24,13 +25,16 @@ def source_digest(problem: Problem) -> str:
     that is passed as a constexpr, but does not read it, so an edited cell would look like the old one.
     """
     found: dict[str, str] = {}
+    _collect(kernel_of(problem), found)
     for config in _EXAMPLES:
-        _collect(kernel_of(problem, config), found)
-        for name, value in constexprs(problem, config, "cuda").items():
-            if isinstance(value, triton.JITFunction):
-                _collect(value, found)
-            elif name != "HIDDEN":  # a size, which the key has
-                found[name] = repr(value)
+        # Of any size, which the key has.
+        for group in constexprs(replace(problem, hidden_size=64), config, "cuda").values():
+            for field in fields(group):
+                value = getattr(group, field.name)
+                if isinstance(value, triton.JITFunction):
+                    _collect(value, found)
+                else:
+                    found[f"{config.regime} {field.name}"] = repr(value)
     text = "\n".join(f"{name}\n{code}" for name, code in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -22,17 +22,18 @@ from ..kernels.config import Config
 from ..kernels.describe import (
     backend_options,
     batch_tiles,
-    dot_precision,
+    constexprs,
     least_grid,
+    loop_of,
     num_groups,
-    part_of_product,
     partial_shape,
     split_k,
     team_size,
 )
-from ..kernels.exchange import SENTINEL
 from ..kernels.executor import substitute
 from ..kernels.launch import SPIN_LIMIT
+from ..kernels.loop.exchange import SENTINEL
+from ..kernels.loop.groups import Team
 from ..kernels.problem import Problem
 from ..kernels.resources import H100, from_device
 from ..kernels.stall import raise_if_stalled, status_word
@@ -56,37 +57,13 @@ class Floor:
         return self.passes * (self.exchange_us + self.weights_us)
 
 
-def exchange_constexprs(problem: Problem, config: Config) -> dict[str, Any]:
-    return {
-        "COUNT": find_cell(problem.cell).gates if problem.phase == "backward" else 1,
-        "DIRECTIONS": problem.directions,
-        "EXCHANGE": config.exchange,
-        **_tiling(problem, config),
-    }
+def exchange_constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
+    count = find_cell(problem.cell).gates if problem.phase == "backward" else 1
+    return {"COUNT": count, "LOOP": loop_of(problem, config, platform)}
 
 
 def weights_constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
-    cell = find_cell(problem.cell)
-    return {
-        "GATES": cell.gates,
-        "PADDED_GATES": cell.padded_gates,
-        "PRECISION": dot_precision(problem, platform),
-        "BACKWARD": problem.phase == "backward",
-        "SINGLE_CTA": config.regime == "single_cta",
-        **_tiling(problem, config),
-    }
-
-
-def _tiling(problem: Problem, config: Config) -> dict[str, int]:
-    """PART: of the operand's columns, backwards G * H, those that one program multiplies."""
-    return {
-        "HIDDEN": problem.hidden_size,
-        "SPLIT_K": split_k(problem, config),
-        "PART": part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size,
-        "BLOCK_B": config.BLOCK_B,
-        "BLOCK_H": config.BLOCK_H,
-        "BLOCK_K": config.BLOCK_K,
-    }
+    return {"BACKWARD": problem.phase == "backward", **constexprs(problem, config, platform)}
 
 
 class Exchange:
@@ -94,7 +71,7 @@ class Exchange:
 
     def __init__(self, problem: Problem, config: Config, device: torch.device, steps: int) -> None:
         self.problem, self.config, self.device, self.steps = problem, config, device, steps
-        self.values = exchange_constexprs(problem, config)
+        self.values = exchange_constexprs(problem, config, _platform())
         self.groups = groups_on(problem, config, device)
         width = problem.directions * self.values["COUNT"] * problem.hidden_size
         self.channel = torch.empty(steps, problem.batch_size, width, dtype=problem.dtype, device=device)
@@ -108,16 +85,14 @@ class Exchange:
         self.arrivals.zero_()
 
     def run(self) -> None:
-        arguments = {
-            "channel_ptr": self.channel,
-            "partial_ptr": self.partial if self.values["SPLIT_K"] > 1 else None,
-            "arrivals_ptr": self.arrivals if self.config.exchange == "barrier" else None,
-            "status_ptr": status_word(self.device),
-            "T": self.steps,
-            "B": self.problem.batch_size,
-            "num_groups": self.groups,
-            "spin_limit": SPIN_LIMIT,
-        }
+        executor = substitute()
+        team = Team(
+            arrivals=self.arrivals if self.config.exchange == "barrier" else None,
+            status=status_word(self.device),
+            spin_limit=executor.spin_limit if executor else SPIN_LIMIT,
+            partial=self.partial if split_k(self.problem, self.config) > 1 else None,
+        )
+        arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}
         grid = self.groups * least_grid(self.problem, self.config)
         _launch(exchange_only, grid, arguments | self.values, self.config, self.device, cooperative=True)
 
@@ -127,11 +102,10 @@ class ResidentWeights:
 
     def __init__(self, problem: Problem, config: Config, device: torch.device, steps: int) -> None:
         self.problem, self.config, self.device, self.steps = problem, config, device, steps
-        platform = "hip" if torch.version.hip else "cuda"
-        self.values = weights_constexprs(problem, config, platform)
-        gates, hidden = self.values["GATES"], problem.hidden_size
-        backward = self.values["BACKWARD"]
-        rows = config.BLOCK_H * self.values["SPLIT_K" if backward else "PADDED_GATES"]
+        self.values = weights_constexprs(problem, config, _platform())
+        cell, hidden = find_cell(problem.cell), problem.hidden_size
+        gates, backward = cell.gates, self.values["BACKWARD"]
+        rows = config.BLOCK_H * (split_k(problem, config) if backward else cell.padded_gates)
         # Every program of the real launch: they share the chip's clock and power.
         self.programs = groups_on(problem, config, device) * problem.directions * team_size(problem, config)
 
@@ -145,6 +119,10 @@ class ResidentWeights:
     def run(self) -> None:
         arguments = {"w_ptr": self.w, "h_ptr": self.h, "out_ptr": self.out, "T": self.steps}
         _launch(weights_only, self.programs, arguments | self.values, self.config, self.device, cooperative=False)
+
+
+def _platform() -> str:
+    return "hip" if torch.version.hip else "cuda"
 
 
 def groups_on(problem: Problem, config: Config, device: torch.device) -> int:
@@ -188,12 +166,10 @@ def _launch(
     values = {name: arguments[name] for name in kernel.arg_names}
     executor = substitute()
     if executor is not None:
-        if "spin_limit" in values:
-            values["spin_limit"] = executor.spin_limit
         executor.run(kernel, grid, values)
         raise_if_stalled(device)
         return
-    options = backend_options("hip" if torch.version.hip else "cuda")
+    options = backend_options(_platform())
     with torch.cuda.device(device):
         kernel[(grid,)](
             **values,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import triton
 
 from . import cell_math
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CellSpec:
-    """A recurrent cell.
+    """A recurrent cell, and a compile-time argument of the time loops.
 
     name:            key in `CELLS`.
     gates:           rows of W_hh are gates * hidden_size, stacked gate by gate in torch's order.
@@ -43,6 +43,21 @@ class CellSpec:
     outer_gradients: triton.JITFunction | None = None
     outer_gates: int = 0
     gate_names: tuple[str, ...] = ()
+
+    @property
+    def cache_key(self) -> str:
+        """What Triton's caches on disk know the cell by. A jitted function's repr has its name and not its source: two
+        cells whose functions have the same names would share a kernel, and an edited cell would get its old one."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return repr({name: getattr(value, "cache_key", value) for name, value in named.items()})
+
+    def __repr__(self) -> str:
+        """What Triton's cache in memory knows the cell by."""
+        return f"CellSpec({self.cache_key})"
+
+    def mangle(self) -> str:
+        """The cell's part in the names of compiled functions: one kernel has those of one cell."""
+        return self.name
 
     @property
     def padded_gates(self) -> int:

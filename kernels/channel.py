@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .exchange import SENTINEL
 from .extras import Extras
+from .loop.exchange import SENTINEL
 
 _INTEGER = {2: torch.int16, 4: torch.int32}
 

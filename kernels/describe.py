@@ -9,20 +9,18 @@ from typing import Any
 import torch
 import triton
 
-from . import cooperative, single_cta
+from .argument_types import signature_of, types_of
 from .cell_spec import find_cell
 from .config import Config
+from .loop.backward import backward
+from .loop.forward import forward
+from .loop.groups import Loop
 from .problem import Problem
 from .resources import DeviceLimits
 
-_POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-_SIXTEEN = [["tt.divisibility", 16]]
-_RUNTIME_SCALARS = ("T", "B", "reverse_bits", "num_groups", "spin_limit")
 
-
-def kernel_of(problem: Problem, config: Config) -> triton.JITFunction:
-    module = single_cta if config.regime == "single_cta" else cooperative
-    return module.forward if problem.phase == "forward" else module.backward
+def kernel_of(problem: Problem) -> triton.JITFunction:
+    return forward if problem.phase == "forward" else backward
 
 
 def dot_precision(problem: Problem, platform: str) -> str:
@@ -40,33 +38,25 @@ def dot_precision(problem: Problem, platform: str) -> str:
 
 
 def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
-    """Compile-time arguments of `kernel_of(problem, config)`. The batch and the length are not among them."""
-    cell = find_cell(problem.cell)
-    values = {
-        "GATES_OF": cell.gates_of,
-        "UPDATE": cell.update,
-        "GRADIENTS": cell.gradients,
-        "INNER": cell.inner,
-        "OUTER_GRADIENTS": cell.outer_gradients,
-        "OUTER_GATES": cell.outer_gates,
-        "ACTIVATION": cell.activation,
-        "RECURRENT": cell.recurrent_activation,
-        "PARAMETERS": cell.parameters,
-        "GATES": cell.gates,
-        "PADDED_GATES": cell.padded_gates,
-        "STATES": cell.states,
-        "SAVED": saved_tiles(problem),
-        "HIDDEN": problem.hidden_size,
-        "DIRECTIONS": problem.directions,
-        "PRECISION": dot_precision(problem, platform),
-        "EXCHANGE": config.exchange,
-        "SPLIT_K": split_k(problem, config),
-        "PART": part_of_product(problem, config),
-        "BLOCK_B": config.BLOCK_B,
-        "BLOCK_H": config.BLOCK_H,
-        "BLOCK_K": config.BLOCK_K,
-    }
-    return {name: values[name] for name in kernel_of(problem, config).arg_names if name in values}
+    """Compile-time arguments of `kernel_of(problem)`. The batch and the length are not among them."""
+    return {"CELL": find_cell(problem.cell), "LOOP": loop_of(problem, config, platform)}
+
+
+def loop_of(problem: Problem, config: Config, platform: str) -> Loop:
+    return Loop(
+        HIDDEN=problem.hidden_size,
+        DIRECTIONS=problem.directions,
+        SAVED=saved_tiles(problem),
+        PRECISION=dot_precision(problem, platform),
+        EXCHANGE="registers" if config.regime == "single_cta" else config.exchange,
+        MEMBERS=team_size(problem, config),
+        BLOCK_B=config.BLOCK_B,
+        BLOCK_H=config.BLOCK_H,
+        BLOCK_K=config.BLOCK_K,
+        SPLIT_K=split_k(problem, config),
+        PART=part_of_product(problem, config),
+        CHUNKS=chunks(problem, config),
+    )
 
 
 def saved_tiles(problem: Problem) -> int:
@@ -93,8 +83,18 @@ def split_k(problem: Problem, config: Config) -> int:
 
 
 def part_of_product(problem: Problem, config: Config) -> int:
-    """Rows of W_hh that a program keeps backwards, of G * H: a multiple of 16, so that da is read in whole vectors."""
+    """Numbers that one row of a program's product sums up: forwards H; backwards its part of G * H, a multiple of 16,
+    so that da is read in whole vectors."""
+    if problem.phase == "forward":
+        return problem.hidden_size
     return math.ceil(find_cell(problem.cell).gates * problem.hidden_size / (16 * split_k(problem, config))) * 16
+
+
+def chunks(problem: Problem, config: Config) -> int:
+    """Tiles that W_hh is resident in: BLOCK_K columns each; for one program backwards a gate each."""
+    if config.regime == "single_cta":
+        return 1 if problem.phase == "forward" else find_cell(problem.cell).gates
+    return math.ceil(part_of_product(problem, config) / config.BLOCK_K)
 
 
 def unit_blocks(problem: Problem, config: Config) -> int:
@@ -133,7 +133,7 @@ class KernelDescription:
 
     fn: triton.JITFunction
     signature: dict[str, Any]
-    constexprs: dict[str, Any]
+    constexprs: dict[Any, Any]
     attrs: dict[tuple[int, ...], Any]
     num_warps: int
     num_stages: int
@@ -156,60 +156,11 @@ def describe(
     saves:  forward: the kernel also stores v and the later states; backward: it reads v instead of
             working it out again.
     """
-    cell = find_cell(problem.cell)
-    fn = kernel_of(problem, config)
-    pointer = _POINTER[problem.dtype]
-    states = (pointer,) * cell.states
-    per_direction = (pointer,) * problem.directions
-    types: dict[str, Any] = {
-        **dict.fromkeys(("gx_ptr", "ga_ptr", "y_ptr", "dy_ptr", "da_ptr", "dx_ptr", "saved_ptr", "inner_ptr"), pointer),
-        **dict.fromkeys(("dropout_ptr", "sent_ptr", "sent_initial_ptr", "sent_reset_ptr"), pointer),
-        **dict.fromkeys(("initial", "final", "d_initial", "d_final", "reset_state", "d_reset", "zones"), states),
-        **dict.fromkeys(("w_hh", "b_hh", "parameters"), per_direction),
-        **dict.fromkeys(("stride_gxt", "stride_gxb", "stride_dyt", "stride_dyb"), "i32"),
-        **dict.fromkeys(("stride_zone_row", "stride_zone_unit"), "i32"),
-        **dict.fromkeys(("arrivals_ptr", "partial_ptr", "status_ptr", "lengths_ptr"), "*i32"),
-        **dict.fromkeys(_RUNTIME_SCALARS, "i32"),
-        **dict.fromkeys(("stride_gxd", "stride_gad"), "i64"),
-        "starts_ptr": "*i64",
-        "resets_ptr": "*u8",
-        "d_parameters_ptr": "*fp32",
-        "kept": states[1:],
-    }
-    backward = problem.phase == "backward"
-    saved = saved_tiles(problem)
-    saves = saves or cell.inner is not None
-    recomputes = backward and saved > 0 and not saves
-    has = set(problem.features)
-    resets_to_state = {"resets", "reset_state"} <= has
-    absent = {
-        "b_hh": not has_bias,
-        "initial": not has_initial,
-        "arrivals_ptr": config.exchange != "barrier",
-        "partial_ptr": split_k(problem, config) == 1,
-        "kept": cell.states == 1 or not (saves or backward),
-        "saved_ptr": saved == 0 or not saves,
-        "inner_ptr": cell.inner is None,
-        "dx_ptr": not cell.split_gradient,
-        **dict.fromkeys(("parameters", "d_parameters_ptr"), cell.parameters == 0),
-        **dict.fromkeys(("gx_ptr", "ga_ptr"), backward and not recomputes),
-        "lengths_ptr": not has & {"lengths", "packed"},
-        "starts_ptr": "packed" not in has,
-        "resets_ptr": "resets" not in has,
-        **dict.fromkeys(("reset_state", "d_reset", "sent_reset_ptr"), not resets_to_state),
-        **dict.fromkeys(("dropout_ptr", "sent_ptr"), "recurrent_dropout" not in has),
-        "sent_initial_ptr": "recurrent_dropout" not in has or not has_initial,
-        "zones": "zoneout" not in has,
-    }
-    values = constexprs(problem, config, limits.arch[0])
-    values |= {name: None for name, is_absent in absent.items() if is_absent and name in fn.arg_names}
-    signature = {name: "constexpr" if name in values else types[name] for name in fn.arg_names}
-    attrs: dict[tuple[int, ...], Any] = {}
-    for index, (name, kind) in enumerate(signature.items()):
-        if isinstance(kind, tuple):
-            attrs |= {(index, element): _SIXTEEN for element in range(len(kind))}
-        elif kind.startswith("*") or (name.startswith("stride") and problem.hidden_size % 16 == 0):
-            attrs[(index,)] = _SIXTEEN
+    loop = loop_of(problem, config, limits.arch[0])
+    fn = kernel_of(problem)
+    groups = types_of(problem, loop, has_bias=has_bias, has_initial=has_initial, saves=saves)
+    constants = constexprs(problem, config, limits.arch[0])
+    signature, values, attrs = signature_of(fn, groups, constants, aligned=problem.hidden_size % 16 == 0)
     return KernelDescription(
         fn=fn,
         signature=signature,

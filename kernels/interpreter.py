@@ -250,18 +250,22 @@ class _Builder(base.InterpreterBuilder):
 
 
 def _storages(arguments: Iterable[object]) -> np.ndarray:
-    """The storages of all tensors among the arguments, tuples of them included, as `_Builder.storages`."""
-    tensors = [
-        tensor
-        for argument in arguments
-        for tensor in (argument if isinstance(argument, tuple) else (argument,))
-        if isinstance(tensor, torch.Tensor)
-    ]
+    """The storages of all tensors among the arguments, groups of them included, as `_Builder.storages`."""
+    tensors = [leaf for argument in arguments for leaf in _leaves(argument) if isinstance(leaf, torch.Tensor)]
     spans = [
         (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
         for storage in (t.untyped_storage() for t in tensors)
     ]
     return np.array(spans, dtype=np.uint64).reshape(-1, 2).T
+
+
+def _leaves(argument: object) -> Iterator[object]:
+    """What an argument, a tuple or a tuple of tuples consists of."""
+    if isinstance(argument, tuple):
+        for element in argument:
+            yield from _leaves(element)
+    else:
+        yield argument
 
 
 def _range(addresses: np.ndarray, ptrs: TensorHandle) -> Range:

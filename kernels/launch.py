@@ -19,6 +19,7 @@ from .describe import (
     split_k,
 )
 from .executor import substitute
+from .loop.groups import Team
 from .problem import Problem
 from .resources import from_device, resident_programs
 from .stall import raise_if_stalled, status_word
@@ -31,15 +32,15 @@ class NotResidentError(RuntimeError):
     """The programs of a cooperative launch do not fit on the GPU at the same time."""
 
 
-def launch(problem: Problem, config: Config, device: torch.device, tensors: dict[str, Any]) -> None:
-    """Run `kernel_of(problem, config)` on its tensors, strides and sizes; the rest is added here.
+def launch(problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
+    """Run `kernel_of(problem)` on the layer's groups of arguments, T, B and reverse_bits; the rest is added here.
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
-    kernel = kernel_of(problem, config)
+    kernel = kernel_of(problem)
     executor = substitute()
     platform = "hip" if torch.version.hip else "cuda"
-    arguments = tensors | constexprs(problem, config, platform)
+    arguments = groups | constexprs(problem, config, platform) | {"team": Team()}
     options: dict[str, Any] = {
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
@@ -48,27 +49,23 @@ def launch(problem: Problem, config: Config, device: torch.device, tensors: dict
     if config.regime == "cooperative":
         raise_if_stalled(device)
         options["launch_cooperative_grid"] = True
-        arguments |= {
-            "num_groups": 1,
-            "spin_limit": executor.spin_limit if executor else SPIN_LIMIT,
-            "arrivals_ptr": None,
-            "partial_ptr": None,
-            "status_ptr": status_word(device),
-        }
+        team = Team(status=status_word(device), spin_limit=executor.spin_limit if executor else SPIN_LIMIT)
+        arguments["team"] = team
         resident = executor.resident_programs if executor else _resident(problem, config, device, arguments, options)
         if resident < least_grid(problem, config):
             raise NotResidentError(
                 f"{problem.cell} with hidden_size={problem.hidden_size} needs {least_grid(problem, config)} programs "
                 f"resident at once with {config}; {device} holds {resident}"
             )
-        groups = num_groups(problem, config, resident)
-        arguments["num_groups"] = groups
+        side_by_side = num_groups(problem, config, resident)
         if config.exchange == "barrier":
-            arguments["arrivals_ptr"] = torch.zeros(problem.directions * groups, 32, dtype=torch.int32, device=device)
+            teams = problem.directions * side_by_side
+            team = team._replace(arrivals=torch.zeros(teams, 32, dtype=torch.int32, device=device))
         if split_k(problem, config) > 1:
-            shape = partial_shape(problem, config, groups)
-            arguments["partial_ptr"] = torch.full(shape, -1, dtype=torch.int32, device=device)
-        grid = groups * least_grid(problem, config)
+            shape = partial_shape(problem, config, side_by_side)
+            team = team._replace(partial=torch.full(shape, -1, dtype=torch.int32, device=device))
+        arguments["team"] = team
+        grid = side_by_side * least_grid(problem, config)
     else:
         grid = problem.directions * batch_tiles(problem, config)
     arguments = {name: arguments[name] for name in kernel.arg_names}
@@ -87,16 +84,18 @@ def _resident(
     problem: Problem, config: Config, device: torch.device, arguments: dict[str, Any], options: dict[str, Any]
 ) -> int:
     """Programs of the compiled kernel that the device holds at once, by its own registers and shared memory."""
-    kernel = kernel_of(problem, config)
+    kernel = kernel_of(problem)
     looked_at = (p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize))
     compiled_for = tuple(_specialization(arguments[name]) for name in looked_at)
     key = (device.index, replace(problem, batch_size=0), config, compiled_for)
     if key not in _resident_cache:
-        if config.exchange == "barrier":
-            arguments = arguments | {"arrivals_ptr": arguments["status_ptr"]}
-        if split_k(problem, config) > 1:
-            arguments = arguments | {"partial_ptr": arguments["status_ptr"]}
-        values = {name: arguments[name] for name in kernel.arg_names}
+        # Any int32 memory stands for the team's own, which is as large as the answer allows.
+        team = arguments["team"]
+        team = team._replace(
+            arrivals=team.status if config.exchange == "barrier" else None,
+            partial=team.status if split_k(problem, config) > 1 else None,
+        )
+        values = {name: arguments[name] for name in kernel.arg_names} | {"team": team}
         with torch.cuda.device(device):
             compiled = kernel.warmup(**values, **options, grid=(1,))
             compiled._init_handles()

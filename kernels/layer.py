@@ -18,6 +18,19 @@ from .describe import saved_tiles
 from .extras import Extras, as_steps_of_y, is_one_number
 from .gemm import History, LayerWeights, gradients_of_weights, project_input, project_state
 from .launch import launch
+from .loop.groups import (
+    Dropout,
+    Layer,
+    LayerGradients,
+    Outputs,
+    Past,
+    Resets,
+    Rows,
+    States,
+    StepGradients,
+    Strided,
+    Zones,
+)
 from .problem import Problem
 
 Keep = Literal["nothing", "save", "recompute"]
@@ -121,28 +134,20 @@ def forward_layer(
     for tensor in (y, *kept, residuals.inner, residuals.sent):
         if tensor is not None:
             fill_channel(tensor, extras, sentinel=waits and any(tensor is channel for channel in channels))
-    biases = [w.b_hh for w in weights if w.b_hh is not None]
-    sent_initial, sent_reset = _sent_states(initial, extras)
-    tensors = {
-        **_strided("gx", gx, extras),
-        "w_hh": tuple(w.w_hh.contiguous() for w in weights),
-        "b_hh": tuple(b.contiguous() for b in biases) or None,
-        "parameters": _parameters(weights),
-        "initial": as_steps_of_y(initial),
-        "final": final,
-        "y_ptr": y,
-        "kept": kept or None,
-        "saved_ptr": residuals.saved,
-        "inner_ptr": residuals.inner,
-        "sent_ptr": residuals.sent,
-        "sent_initial_ptr": sent_initial,
-        "sent_reset_ptr": sent_reset,
-        **_extra_arguments(extras, width),
+    groups = {
+        "gx": _strided(gx, extras),
+        "layer": _layer(weights, with_bias=True),
+        "states": States(as_steps_of_y(initial), final),
+        "out": Outputs(y, kept or None, residuals.saved, residuals.inner, residuals.sent),
+        "dropout": _dropout(extras, initial),
+        **_options(extras, width),
         "T": steps,
         "B": batch_size,
         "reverse_bits": _reverse_bits(directions, reverse),
     }
-    launch(problem, config, gx.device, tensors)
+    if extras.reset_state is not None:
+        groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
+    launch(problem, config, gx.device, groups)
     return y, final, residuals
 
 
@@ -197,30 +202,22 @@ def backward_layer(
         fill_channel(da, extras, sentinel=waits)
         if dx is not None:
             fill_channel(dx, extras, sentinel=False)
-        tensors = {
-            **_strided("dy", dy, extras),
-            "d_final": _given_or_zeros(d_final, d_initial),
-            "d_initial": d_initial,
-            "d_reset": d_reset,
-            "d_parameters_ptr": d_parameters,
-            "w_hh": tuple(w.w_hh.contiguous() for w in weights),
-            "parameters": _parameters(weights),
-            "initial": as_steps_of_y(initial),
-            "y_ptr": y,
-            "kept": residuals.kept or None,
-            "saved_ptr": residuals.saved,
-            **_strided("gx", gx, extras),
-            "stride_gxd": 0 if gx is None else gx.stride(0),
-            "ga_ptr": ga,
-            "stride_gad": 0 if ga is None else ga.stride(0),
-            "da_ptr": da,
-            "dx_ptr": dx,
-            **_extra_arguments(extras, width),
+        groups = {
+            # A direction's part of dy lies beside the other's, as in y.
+            "dy": _strided(dy, extras)._replace(direction=None),
+            "gradients": LayerGradients(_given_or_zeros(d_final, d_initial), d_initial, d_reset, d_parameters),
+            "layer": _layer(weights, with_bias=False),
+            "past": Past(as_steps_of_y(initial), y, residuals.kept or None, residuals.saved),
+            "gx": _strided(gx, extras),
+            "ga": Strided() if ga is None else Strided(ga, ga.stride(0)),
+            "out": StepGradients(da, dx),
+            "dropout": _dropout(extras, None),
+            **_options(extras, width),
             "T": steps,
             "B": batch_size,
             "reverse_bits": _reverse_bits(directions, reverse),
         }
-        launch(problem, config, y.device, tensors)
+        launch(problem, config, y.device, groups)
     grad_x, of_weights = gradients_of_weights(
         problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, needs_dx=needs_dx
     )
@@ -242,49 +239,52 @@ def _saved(problem: Problem, y: torch.Tensor, width: int) -> torch.Tensor:
     return y.new_empty(*y.shape[:-1], saved_tiles(problem) * width)
 
 
-def _strided(name: str, tensor: torch.Tensor | None, extras: Extras) -> dict[str, Any]:
-    """A tensor [.., T, B, n] or [.., rows, n] and its strides, under the kernels' names."""
-    leading = {f"stride_{name}d": 0 if tensor is None else tensor.stride(0)} if name == "gx" else {}
+def _strided(tensor: torch.Tensor | None, extras: Extras) -> Strided:
+    """A tensor [D, T, B, n] or [T, B, n], packed [D, rows, n] or [rows, n]."""
     if tensor is None:
-        return {f"{name}_ptr": None, **leading, f"stride_{name}t": 0, f"stride_{name}b": 0}
-    over_time = 0 if extras.starts is not None else tensor.stride(-3)
-    return {f"{name}_ptr": tensor, **leading, f"stride_{name}t": over_time, f"stride_{name}b": tensor.stride(-2)}
+        return Strided()
+    packed = extras.starts is not None
+    directions = tensor.stride(0) if tensor.dim() == (3 if packed else 4) else None
+    return Strided(tensor, directions, 0 if packed else tensor.stride(-3), tensor.stride(-2))
 
 
-def _extra_arguments(extras: Extras, width: int) -> dict[str, Any]:
-    one_number = extras.zoneout is not None and all(is_one_number(share) for share in extras.zoneout)
-    zones = extras.zoneout
-    if zones is not None and not one_number:
-        zones = tuple(share.contiguous() for share in zones)
+def _layer(weights: Sequence[LayerWeights], *, with_bias: bool) -> Layer:
+    def of_each(field: str) -> tuple[torch.Tensor, ...] | None:
+        tensors = [getattr(w, field) for w in weights]
+        return None if tensors[0] is None else tuple(tensor.contiguous() for tensor in tensors)
+
+    return Layer(of_each("w_hh"), of_each("b_hh") if with_bias else None, of_each("parameters"))
+
+
+def _options(extras: Extras, width: int) -> dict[str, Any]:
+    """What both loops take of a call's options."""
     return {
-        "lengths_ptr": extras.lengths,
-        "starts_ptr": extras.starts,
-        "resets_ptr": extras.resets,
-        "reset_state": as_steps_of_y(extras.reset_state),
-        "dropout_ptr": None if extras.dropout is None else extras.dropout.transpose(0, 1).contiguous(),
-        "zones": None if zones is None else tuple(zones),
-        "stride_zone_row": 0 if one_number else width,
-        "stride_zone_unit": 0 if one_number else 1,
+        "rows": Rows(extras.lengths, extras.starts),
+        "resets": Resets(extras.resets, as_steps_of_y(extras.reset_state)),
+        "zones": _zones(extras.zoneout, width),
     }
 
 
-def _sent_states(
-    initial: Sequence[torch.Tensor] | None, extras: Extras
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """h_0 and the reset state's h as they go through W_hh, where that is not what they are."""
-    sent_initial = None
-    if initial is not None and extras.dropout is not None:
-        sent_initial = (initial[0] * extras.dropout).transpose(0, 1).contiguous()
-    sent_reset = None
-    if extras.reset_state is not None:
-        h = extras.reset_state[0] if extras.dropout is None else extras.reset_state[0] * extras.dropout
-        sent_reset = without_sentinel(h.transpose(0, 1).contiguous())
-    return sent_initial, sent_reset
+def _zones(shares: Sequence[torch.Tensor] | None, width: int) -> Zones:
+    if shares is None:
+        return Zones()
+    if all(map(is_one_number, shares)):
+        return Zones(tuple(shares), 0, 0)
+    return Zones(tuple(share.contiguous() for share in shares), width, 1)
 
 
-def _parameters(weights: Sequence[LayerWeights]) -> tuple[torch.Tensor, ...] | None:
-    given = [w.parameters for w in weights if w.parameters is not None]
-    return tuple(p.contiguous() for p in given) or None
+def _dropout(extras: Extras, initial: Sequence[torch.Tensor] | None) -> Dropout:
+    if extras.dropout is None:
+        return Dropout()
+    sent_initial = None if initial is None else (initial[0] * extras.dropout).transpose(0, 1).contiguous()
+    return Dropout(extras.dropout.transpose(0, 1).contiguous(), sent_initial)
+
+
+def _sent_reset(extras: Extras) -> torch.Tensor:
+    """The reset state's h as it goes through W_hh."""
+    assert extras.reset_state is not None
+    h = extras.reset_state[0] if extras.dropout is None else extras.reset_state[0] * extras.dropout
+    return without_sentinel(h.transpose(0, 1).contiguous())
 
 
 def _given_or_zeros(

@@ -32,14 +32,16 @@ from triton.compiler import ASTSource
 from triton.runtime.build import compile_module_from_src
 from triton.runtime.cache import get_cache_manager
 
+from holdfast.autotune.offline import run_time_arguments
 from holdfast.autotune.targets import gpu_target
-from holdfast.kernels import cooperative, launch, layer, single_cta
+from holdfast.kernels import launch, layer
 from holdfast.kernels.config import Config
+from holdfast.kernels.loop.backward import backward
+from holdfast.kernels.loop.forward import forward
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import H100, DeviceLimits
 
-KERNELS = [module.forward for module in (single_cta, cooperative)]
-KERNELS += [module.backward for module in (single_cta, cooperative)]
+KERNELS = [forward, backward]
 ORDINAL = 77
 """No machine has so many GPUs: what Triton caches by device stays apart from a real one's."""
 STREAM = 0x5EED
@@ -49,7 +51,8 @@ STREAM = 0x5EED
 class Launch:
     """What arrived at the driver.
 
-    parameters:  of the kernel in its order: name, bytes, value; the two of Triton's own come last, without a name.
+    parameters:  of the kernel in its order: name ("gx.time" for a field), bytes, value; the two of Triton's own come
+                 last, without a name.
     """
 
     kernel: str
@@ -128,7 +131,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Journal:
         journal.sources.append(source)
         journal.options.append(options)
         kernel = compile_for_real(source, target=target, options=options, **more)
-        driver.names[kernel.asm["cubin"]] = _names(kernel.asm["ttir"])
+        names = run_time_arguments(source.signature)
+        assert [name.split(".")[0] for name in names] == _names(kernel.asm["ttir"])
+        driver.names[kernel.asm["cubin"]] = list(names)
         return kernel
 
     _install(monkeypatch, journal, driver, compiled, H100)
@@ -136,17 +141,24 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Journal:
 
 
 def arguments_of(source: ASTSource) -> dict[str, list[tuple[str, Any]]]:
-    """Name -> (type, whether known to be divisible by 16) or ("constexpr", value); several for a tuple."""
+    """Name, of a field "gx.time", -> (type, whether known to be divisible by 16) or ("constexpr", value); several for a
+    plain tuple."""
     attributes = {path: [list(pair) for pair in found] for path, found in source.attrs.items()}
+    found: dict[str, list[tuple[str, Any]]] = {}
 
-    def leaves(kind: Any, path: tuple[int, ...]) -> list[tuple[str, Any]]:
+    def visit(name: str, kind: Any, path: tuple[int, ...]) -> None:
         if isinstance(kind, tuple):
-            return [leaf for index, element in enumerate(kind) for leaf in leaves(element, (*path, index))]
-        if kind == "constexpr":
-            return [(kind, source.constants.get(path))]
-        return [(kind, ["tt.divisibility", 16] in attributes.get(path, []))]
+            fields = getattr(kind, "_fields", None)
+            for index, element in enumerate(kind):
+                visit(f"{name}.{fields[index]}" if fields else name, element, (*path, index))
+        elif kind == "constexpr":
+            found.setdefault(name, []).append((kind, source.constants.get(path)))
+        else:
+            found.setdefault(name, []).append((kind, ["tt.divisibility", 16] in attributes.get(path, [])))
 
-    return {name: leaves(kind, (index,)) for index, (name, kind) in enumerate(source.signature.items())}
+    for index, (name, kind) in enumerate(source.signature.items()):
+        visit(name, kind, (index,))
+    return found
 
 
 def _install(
@@ -162,9 +174,9 @@ def _install(
         journal.devices.append(device)
         return nullcontext()
 
-    def launched(problem: Problem, config: Config, device: torch.device, tensors: dict[str, Any]) -> None:
-        journal.calls.append((problem, config, tensors))
-        launch.launch(problem, config, device, tensors)
+    def launched(problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
+        journal.calls.append((problem, config, groups))
+        launch.launch(problem, config, device, groups)
 
     monkeypatch.setattr(torch.version, "hip", None if limits.arch[0] == "cuda" else "7.0")
     monkeypatch.setattr(torch.cuda, "device", current)

@@ -9,9 +9,12 @@ from holdfast.autotune.footprint import columns
 from holdfast.autotune.offline import compile_offline, weight_loads_in_loop
 from holdfast.bench.floor import Exchange, Floor, ResidentWeights, exchange_constexprs, passes_of, weights_constexprs
 from holdfast.bench.floor_kernels import exchange_only, weights_only
+from holdfast.kernels.argument_types import signature_of
+from holdfast.kernels.cell_spec import find_cell
 from holdfast.kernels.config import Config
 from holdfast.kernels.describe import backend_options
 from holdfast.kernels.interpreter import interpret
+from holdfast.kernels.loop.groups import Team
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.stall import StalledError
 
@@ -66,7 +69,7 @@ def test_the_product_is_the_whole_of_w(cell, hidden, phase, config):
         run = ResidentWeights(problem, config, CPU, steps=3)
         run.run()
     operand = (2 * run.h[0] + run.h[1]).double()  # steps 0, 2 and 1
-    gates, padded = run.values["GATES"], run.values["PADDED_GATES"]
+    gates, padded = find_cell(cell).gates, find_cell(cell).padded_gates
     if phase == "forward":
         right = (operand @ run.w.double().T).T.unflatten(0, (gates, hidden))
         tiles = run.out.unflatten(1, (padded, config.BLOCK_H)).transpose(0, 1)
@@ -100,10 +103,7 @@ def test_the_weights_stay_resident_on_an_h100(cell, dtype, hidden, phase, config
 @pytest.mark.parametrize(("cell", "dtype", "hidden", "phase", "config"), SHAPES[:4], ids=str)
 def test_the_exchange_compiles_for_an_h100_and_multiplies_nothing(cell, dtype, hidden, phase, config):
     problem = Problem(cell, dtype, hidden, 16, phase=phase)
-    values = exchange_constexprs(problem, config)
-    values |= {"arrivals_ptr": None} if config.exchange == "dataflow" else {}
-    values |= {"partial_ptr": None} if config.SPLIT_K == 1 else {}
-    report = compile_for_h100(exchange_only, values, config, dtype)
+    report = compile_for_h100(exchange_only, exchange_constexprs(problem, config, "cuda"), config, dtype)
     assert report.spill_bytes == 0
     assert report.matrix_instructions == 0
     assert "isVolatile = true" in report.ttgir  # what is gathered is read, though nobody uses it
@@ -112,24 +112,20 @@ def test_the_exchange_compiles_for_an_h100_and_multiplies_nothing(cell, dtype, h
 def compile_for_h100(kernel, values, config, dtype):
     """As `floor` launches it on aligned tensors."""
     number = {torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
+    loop = values["LOOP"]
     types = {
         **dict.fromkeys(("channel_ptr", "w_ptr", "h_ptr"), number),
-        **dict.fromkeys(("partial_ptr", "arrivals_ptr", "status_ptr"), "*i32"),
-        **dict.fromkeys(("T", "B", "num_groups", "spin_limit"), "i32"),
+        "team": Team(
+            arrivals="*i32" if loop.EXCHANGE == "barrier" else None,
+            status="*i32",
+            spin_limit="i32",
+            partial="*i32" if loop.SPLIT_K > 1 else None,
+        ),
+        **dict.fromkeys(("T", "B"), "i32"),
         "out_ptr": "*fp32",
     }
-    signature = {name: types[name] for name in kernel.arg_names if name not in values}
-    pointers = [(index,) for index, name in enumerate(kernel.arg_names) if signature.get(name, "").startswith("*")]
-    return compile_offline(
-        kernel,
-        signature,
-        values,
-        {pointer: [["tt.divisibility", 16]] for pointer in pointers},
-        "sm_90",
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        **backend_options("cuda"),
-    )
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **backend_options("cuda")}
+    return compile_offline(kernel, *signature_of(kernel, types, values, aligned=True), "sm_90", **options)
 
 
 def test_passes_multiply_a_step():

@@ -28,6 +28,7 @@ from holdfast.kernels.config import Config
 from holdfast.kernels.describe import batch_tiles, describe, kernel_of, least_grid, num_groups
 from holdfast.kernels.extras import Extras
 from holdfast.kernels.layer import Keep, LayerWeights, backward_layer, forward_layer
+from holdfast.kernels.loop.groups import Team
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import H100, MI300X, DeviceLimits, resident_programs
 from holdfast.kernels.stall import StalledError, status_word
@@ -147,9 +148,9 @@ def differs_on_purpose(case: Case, problem: Problem, name: str) -> bool:
     A stride that is 1 is a constant at a launch, and one between directions is 64 bits wide only where it has to be.
     `describe` knows two things that a forward loop may keep, all or nothing.
     """
-    if name.startswith("stride_zone") or name in ("stride_gxd", "stride_gad"):
+    if name in ("zones.row", "zones.unit", "gx.direction", "ga.direction"):
         return True
-    keeps = name in ("kept", "saved_ptr", "inner_ptr", "sent_ptr")
+    keeps = name in ("out.later", "out.saved", "out.inner", "out.sent")
     return problem.phase == "forward" and case.keep != "save" and keeps
 
 
@@ -217,16 +218,15 @@ def assert_arrived(problem: Problem, config: Config, found: Launch, given: dict[
     for name, width, value in parameters:
         arrived.setdefault(name, []).append(value)
         widths.setdefault(name, set()).add(width)
-    names = list(kernel_of(problem, config).arg_names)
-    assert list(arrived) == [name for name in names if name in arrived]
-
-    words = (
-        {"status_ptr": status_word(CPU), "num_groups": groups, "spin_limit": launch.SPIN_LIMIT} if cooperative else {}
-    )
-    expected = {name: value for name, value in (given | words).items() if name in names}
+    words = {"team": Team(status=status_word(CPU), spin_limit=launch.SPIN_LIMIT) if cooperative else Team()}
+    expected = by_name({name: (given | words)[name] for name in kernel_of(problem).arg_names if name in given | words})
+    assert list(arrived) == [name for name in expected if name in arrived]
     for name, value in expected.items():
         values = value if isinstance(value, tuple) else (value,)
-        if value is None or (name.startswith("stride") and value == 1):
+        if name in ("team.arrivals", "team.partial"):  # memory that `launch` adds for the team
+            assert all(arrived.get(name, []))
+            assert widths.get(name, {8}) == {8}
+        elif value is None or (name.split(".")[-1] in ("direction", "time", "row", "unit") and value == 1):
             assert name not in arrived, "compiled in"
         elif isinstance(values[0], Tensor):
             assert arrived[name] == [tensor.data_ptr() for tensor in values], name
@@ -234,9 +234,15 @@ def assert_arrived(problem: Problem, config: Config, found: Launch, given: dict[
         else:
             assert arrived[name] == [value], name
             assert widths[name] == {8 if value >= 2**31 else 4}, name
-    for name in arrived.keys() - expected.keys():  # memory that `launch` adds for the team
-        assert widths[name] == {8}
-        assert all(arrived[name]), name
+
+
+def by_name(groups: dict[str, Any]) -> dict[str, Any]:
+    """The groups' fields, each under its own name: "gx.time"."""
+    found: dict[str, Any] = {}
+    for name, group in groups.items():
+        fields = group._asdict().items() if hasattr(group, "_asdict") else ()
+        found |= {f"{name}.{field}": value for field, value in fields} or {name: group}
+    return found
 
 
 def residents(config: Config, found: Launch) -> int:
@@ -288,8 +294,8 @@ def test_a_stride_of_one(regime, monkeypatch):
     case = Case("gru", regime, hidden=1, batch=1)
     case.run(dy=torch.zeros(3, 1, dtype=case.dtype).as_strided((3, 1, 1), (1, 1, 1)))
     assert_all_arrived(journal, launches=2)
-    strides = {name: kinds for name, kinds in arguments_of(journal.sources[1]).items() if name.startswith("stride_dy")}
-    assert strides == {"stride_dyt": [("constexpr", 1)], "stride_dyb": [("constexpr", 1)]}
+    found = arguments_of(journal.sources[1])
+    assert found["dy.time"] == found["dy.row"] == [("constexpr", 1)]
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -299,7 +305,7 @@ def test_a_stride_beyond_31_bits(regime, monkeypatch):
     case = Case("rnn_tanh", regime, steps=2)
     case.run(dy=torch.empty_strided((2, 4, 32), (2**31, 2 * 32, 1), dtype=case.dtype))
     assert_all_arrived(journal, launches=2)
-    assert ("stride_dyt", 8, 2**31) in journal.launches[1].parameters
+    assert ("dy.time", 8, 2**31) in journal.launches[1].parameters
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -313,9 +319,9 @@ def test_gradients_that_nobody_asks_for(regime, monkeypatch):
     backward_layer(backward, *shared, y, residuals, None, case.states())
     assert_all_arrived(journal, launches=3)
     of_y, of_final = ({name for name, *_ in found.parameters} for found in journal.launches[1:])
-    assert of_y - of_final == {"dy_ptr"}
-    assert of_final - of_y == {"d_final"}
-    assert ("stride_dyt", 4, 0) in journal.launches[1].parameters
+    assert of_y - of_final == {"dy.ptr", "dy.time", "dy.row"}
+    assert of_final - of_y == {"gradients.final"}
+    assert ("dy.time", 4, 0) in journal.launches[1].parameters
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -357,7 +363,7 @@ def test_another_alignment_is_another_kernel_to_check(monkeypatch):
     """What Triton compiles anew needs other registers: fewer programs may be resident."""
 
     def registers(source: ASTSource) -> int:
-        return 64 if arguments_of(source)["w_hh"] == [("*bf16", True)] else 255
+        return 64 if arguments_of(source)["layer.w_hh"] == [("*bf16", True)] else 255
 
     journal = stub_driver.trace(monkeypatch, registers=registers)
     case = Case("gru", hidden=40, batch=3200, steps=1, keep="nothing")

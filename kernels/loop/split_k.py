@@ -21,44 +21,43 @@ from .exchange import any_of, arrive, unless_stalled, wait_for
 
 
 @triton.jit
-def columns_of_part(end, part, PART: tl.constexpr, HIDDEN: tl.constexpr):
+def columns_of_part(end, part, LOOP: tl.constexpr):
     """How many of the columns up to `end` lie before the end of a part, counted from its first; negative: none do."""
-    if HIDDEN % 16 == 0:
+    if LOOP.HIDDEN % 16 == 0:
         # In sixteens the compiler knows the remainder, and loads whole vectors under the mask.
-        return tl.minimum(end // 16 - part * (PART // 16), PART // 16) * 16
+        return tl.minimum(end // 16 - part * (LOOP.PART // 16), LOOP.PART // 16) * 16
     else:
-        return tl.minimum(end - part * PART, PART)
+        return tl.minimum(end - part * LOOP.PART, LOOP.PART)
 
 
 @triton.jit
 def sum_of_parts(
     product,  # [SPLIT_K * BLOCK_H, BLOCK_B]: this program's part, for all units of the block
-    partial_ptr,  # [2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones at launch: the block's
     part,  # which of the block's programs this is, and which BLOCK_H of the block's units are its own
     turn,  # how many products were exchanged before
-    arrivals_ptr,
     expected,  # arrivals to wait for ("barrier")
     budget,
-    status_ptr,
-    EXCHANGE: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    team,  # its `partial` is the block's: [2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones at launch
+    LOOP: tl.constexpr,
 ):
     """The whole product for this program's own units, [BLOCK_H, BLOCK_B], and the budget that is left."""
+    SPLIT_K: tl.constexpr = LOOP.SPLIT_K
+    BLOCK_H: tl.constexpr = LOOP.BLOCK_H
     ROWS: tl.constexpr = SPLIT_K * BLOCK_H
+    BLOCK_B: tl.constexpr = LOOP.BLOCK_B
+    PART: tl.constexpr = BLOCK_B * ROWS  # numbers of one program's part
     row = tl.arange(0, BLOCK_B)[None, :]
-    slot = partial_ptr + (turn % 2) * (SPLIT_K * BLOCK_B * ROWS)
+    slot = team.partial + (turn % 2) * (SPLIT_K * PART)
     round_bit = (turn // 2) & 1
     words = (product.to(tl.int32, bitcast=True) & -2) | round_bit
-    tl.store(slot + part * (BLOCK_B * ROWS) + row * ROWS + tl.arange(0, ROWS)[:, None], words)
+    tl.store(slot + part * PART + row * ROWS + tl.arange(0, ROWS)[:, None], words)
     own = slot + row * ROWS + (part * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
     tiles = ()
-    if EXCHANGE == "barrier":
-        arrive(arrivals_ptr)
-        missing = wait_for(arrivals_ptr, expected, True, budget)
+    if LOOP.EXCHANGE == "barrier":
+        arrive(team)
+        missing = wait_for(team, expected, True, budget)
         for other in tl.static_range(SPLIT_K):
-            tiles = tiles + (tl.load(own + other * (BLOCK_B * ROWS), volatile=True),)
+            tiles = tiles + (tl.load(own + other * PART, volatile=True),)
     else:
         for _ in tl.static_range(SPLIT_K):
             tiles = tiles + (tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32),)
@@ -68,11 +67,11 @@ def sum_of_parts(
             stale = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
             tiles = ()
             for other in tl.static_range(SPLIT_K):
-                tiles = tiles + (tl.load(own + other * (BLOCK_B * ROWS), volatile=True),)
+                tiles = tiles + (tl.load(own + other * PART, volatile=True),)
                 stale = stale | (tiles[other] ^ round_bit)
             missing = any_of((stale & 1) != 0) != 0
             polls += 1
     sums = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.float32)
     for other in tl.static_range(SPLIT_K):
         sums += tl.cast(tiles[other] & -2, tl.float32, bitcast=True)
-    return unless_stalled(sums, missing, budget, status_ptr)
+    return unless_stalled(sums, missing, budget, team)

@@ -1,5 +1,7 @@
 """How the programs of a team hand h_t to each other through global memory.
 
+A team of one keeps it in registers (EXCHANGE "registers"): it publishes for its caller alone, and never waits.
+
 y is the channel in both protocols: h_t is written once, to the place where the caller wants it,
 and every step has memory of its own, so there is no reuse hazard.
 
@@ -18,12 +20,24 @@ and goes on with a budget of zero: it waits no more, its results are NaN, and it
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .tiles import add_product, total, zero_sums
+from .weights import add_product, total, zero_sums
 
 SENTINEL = -1  # every bit set, in any integer width; the kernels write it as a literal
+
+
+class Sent(NamedTuple):
+    """What a team publishes of one step for a batch tile, and the part of it that a program reads. Made by keyword."""
+
+    base: Any  # a pointer, or one for each row
+    row_offsets: Any  # [BLOCK_B], from there
+    row_ok: Any  # [BLOCK_B]: rows that are there; the others count as zeros
+    low: Any  # the columns that are read: from low (None: 0) to high. They and all offsets are multiples of HIDDEN
+    high: Any  # or of 16
 
 
 @triton.constexpr_function
@@ -39,40 +53,40 @@ def word_type(dtype, numbers):
 
 
 @triton.jit
-def _without_sentinel(tile):
-    """The tile with another NaN where it holds the sentinel; on integers, so that no NaN rule applies."""
-    if tile.dtype.primitive_bitwidth == 16:
-        bits = tile.to(tl.int16, bitcast=True)
+def _without_sentinel(numbers):
+    """The numbers with another NaN in place of the sentinel; on integers, so that no NaN rule applies."""
+    if numbers.dtype.primitive_bitwidth == 16:
+        bits = numbers.to(tl.int16, bitcast=True)
         other_nan = 0x7FFF
     else:
-        bits = tile.to(tl.int32, bitcast=True)
+        bits = numbers.to(tl.int32, bitcast=True)
         other_nan = 0x7FFFFFFF
-    return tl.where(bits == -1, tl.full(bits.shape, other_nan, bits.dtype), bits).to(tile.dtype, bitcast=True)
+    return tl.where(bits == -1, tl.full(bits.shape, other_nan, bits.dtype), bits).to(numbers.dtype, bitcast=True)
 
 
 @triton.jit
-def _read_chunk(
-    base, row_offsets, row_ok, low, high, chunk: tl.constexpr, BLOCK_K: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr
-):
-    """Columns low to high of a chunk of all rows, straight from L2, as words [ROWS, BLOCK_K // NUMBERS_IN_WORD]."""
-    WORDS: tl.constexpr = BLOCK_K // NUMBERS_IN_WORD
+def _read_chunk(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+    """One chunk of all rows, straight from L2, as words [ROWS, BLOCK_K // NUMBERS_IN_WORD]."""
+    WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     k = chunk * WORDS + tl.arange(0, WORDS)
-    mask = row_ok[:, None] & (k < high // NUMBERS_IN_WORD)[None, :]
-    if low is not None:
-        mask = mask & (k >= low // NUMBERS_IN_WORD)[None, :]
-    word: tl.constexpr = word_type(base.dtype.element_ty, NUMBERS_IN_WORD)
-    rows = base + row_offsets[:, None] if len(base.shape) == 0 else (base + row_offsets)[:, None]
-    return tl.load(rows.to(tl.pointer_type(word)) + k[None, :], mask=mask, other=0, volatile=True)
+    mask = sent.row_ok[:, None] & (k < sent.high // NUMBERS_IN_WORD)[None, :]
+    if sent.low is not None:
+        mask = mask & (k >= sent.low // NUMBERS_IN_WORD)[None, :]
+    word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
+    if len(sent.base.shape) == 0:
+        row_ptrs = sent.base + sent.row_offsets[:, None]
+    else:
+        row_ptrs = (sent.base + sent.row_offsets)[:, None]
+    return tl.load(row_ptrs.to(tl.pointer_type(word)) + k[None, :], mask=mask, other=0, volatile=True)
 
 
 @triton.jit
-def read_chunks(
-    base, row_offsets, row_ok, low, high, CHUNKS: tl.constexpr, BLOCK_K: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr
-):
+def read_chunks(sent, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
     """All chunks as a tuple; all loads are issued before any is used."""
+    CHUNKS: tl.constexpr = LOOP.CHUNKS
     tiles = ()
     for chunk in tl.static_range(CHUNKS):
-        tiles = tiles + (_read_chunk(base, row_offsets, row_ok, low, high, chunk, BLOCK_K, NUMBERS_IN_WORD),)
+        tiles = tiles + (_read_chunk(sent, chunk, NUMBERS_IN_WORD, LOOP),)
     return tiles
 
 
@@ -96,12 +110,13 @@ def _sentinels(words, NUMBERS_IN_WORD: tl.constexpr):
 
 
 @triton.jit
-def _unwritten(tiles, CHUNKS: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
+def _unwritten(tiles, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
     """1 if any number is still the sentinel: one reduction over all chunks.
 
     Tested number by number, 16-bit ones took 441 instructions a poll for LSTM H=768 on sm_90, word by word 165; and
     ptxas put the tests between the loads, so that a poll was nine round trips to L2 and not one.
     """
+    CHUNKS: tl.constexpr = LOOP.CHUNKS
     found = _sentinels(tiles[0], NUMBERS_IN_WORD)
     for chunk in tl.static_range(1, CHUNKS):
         found = found | _sentinels(tiles[chunk], NUMBERS_IN_WORD)
@@ -117,115 +132,93 @@ def any_of(found):
 
 
 @triton.jit
-def wait_for(arrivals_ptr, expected, must_wait, budget):
+def wait_for(team, expected, must_wait, budget):
     """Polls the team's counter until `expected` have arrived; whether the budget ran out before."""
     polls = 0
-    missing = must_wait & (tl.atomic_add(arrivals_ptr, 0, sem="acquire") < expected)
+    missing = must_wait & (tl.atomic_add(team.arrivals, 0, sem="acquire") < expected)
     while missing & (polls < budget):
-        missing = tl.atomic_add(arrivals_ptr, 0, sem="acquire") < expected
+        missing = tl.atomic_add(team.arrivals, 0, sem="acquire") < expected
         polls += 1
     return missing
 
 
 @triton.jit
-def arrive(arrivals_ptr):
+def arrive(team):
     # Every thread's stores before the one thread's release.
     tl.debug_barrier()
-    tl.atomic_add(arrivals_ptr, 1, sem="release")
+    tl.atomic_add(team.arrivals, 1, sem="release")
 
 
 @triton.jit
-def unless_stalled(product, missing, budget, status_ptr):
+def unless_stalled(product, missing, budget, team):
     """The product and the budget that is left: NaN and 0 from the wait on that ran out."""
     if missing:
         budget = 0
-        tl.store(status_ptr, 1)
+        tl.store(team.status, 1)
     return tl.where(budget > 0, product, float("nan")), budget
 
 
 @triton.jit
-def read_when_written(
-    base,
-    row_offsets,
-    row_ok,
-    low,
-    high,
-    must_wait,
-    budget,
-    CHUNKS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    NUMBERS_IN_WORD: tl.constexpr,
-):
+def read_when_written(sent, must_wait, budget, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
     """All chunks of a "dataflow" channel as words, read until none holds the sentinel; whether the budget ran out."""
+    CHUNKS: tl.constexpr = LOOP.CHUNKS
+    WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     # One read in the code, not one before the loop and one in it: LSTM bf16 H=1024 takes 126 registers, not 230.
-    word: tl.constexpr = word_type(base.dtype.element_ty, NUMBERS_IN_WORD)
+    word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
     tiles = ()
     for _ in tl.static_range(CHUNKS):
-        tiles = tiles + (tl.zeros((row_ok.shape[0], BLOCK_K // NUMBERS_IN_WORD), dtype=word),)
+        tiles = tiles + (tl.zeros((sent.row_ok.shape[0], WORDS), dtype=word),)
     missing = budget >= 0
     polls = 0
     while missing & (polls <= budget):
-        tiles = read_chunks(base, row_offsets, row_ok, low, high, CHUNKS, BLOCK_K, NUMBERS_IN_WORD)
-        missing = must_wait & (_unwritten(tiles, CHUNKS, NUMBERS_IN_WORD) != 0)
+        tiles = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
+        missing = must_wait & (_unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)
         polls += 1
     return tiles, missing
 
 
 @triton.jit
 def gather_product(
-    weights,  # resident chunks of W_hh: [ROWS_OF_W, BLOCK_K] each
-    base,  # what the team has published of one step for this batch tile: a pointer, or one for each row
-    row_offsets,  # [BLOCK_B]
-    row_ok,  # [BLOCK_B]
-    low,  # the columns that are multiplied: from low (None: 0)
-    high,  # to high
+    weights,  # resident chunks of W_hh: [rows of the product, BLOCK_K] each
+    sent,  # Sent: what the team has published
     must_wait,  # False at the first step: h_0 is the caller's and may hold any bit pattern
-    arrivals_ptr,  # this team's counter ("barrier")
     expected,  # arrivals to wait for ("barrier")
     budget,  # polls left
-    status_ptr,
-    EXCHANGE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    HIDDEN: tl.constexpr,  # low, high and all offsets are multiples of it, or of 16
-    BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    team,
+    LOOP: tl.constexpr,
 ):
-    """W times the rows, [ROWS_OF_W, BLOCK_B], once the team has published them; and the budget that is left.
+    """The weights times what was sent, [rows of the product, BLOCK_B], once it is there; and the budget that is left.
 
     NaN, and a budget of 0, if the wait ran out.
     """
-    DTYPE: tl.constexpr = base.dtype.element_ty
-    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(DTYPE, HIDDEN)
-    sums = zero_sums(weights, BLOCK_B, PRECISION)
-    if EXCHANGE == "barrier":
-        missing = wait_for(arrivals_ptr, expected, must_wait, budget)
+    CHUNKS: tl.constexpr = LOOP.CHUNKS
+    DTYPE: tl.constexpr = sent.base.dtype.element_ty
+    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(DTYPE, LOOP.HIDDEN)
+    sums = zero_sums(weights, LOOP)
+    if LOOP.EXCHANGE == "barrier":
+        missing = wait_for(team, expected, must_wait, budget)
         for chunk in tl.static_range(CHUNKS):
             # One chunk after the other: the team's h waits for nobody any more, and takes fewer registers.
-            words = _read_chunk(base, row_offsets, row_ok, low, high, chunk, BLOCK_K, NUMBERS_IN_WORD)
-            sums = add_product(
-                sums, weights, chunk, tl.trans(_numbers(words, DTYPE, NUMBERS_IN_WORD)), CHUNKS, PRECISION
-            )
+            words = _read_chunk(sent, chunk, NUMBERS_IN_WORD, LOOP)
+            sums = add_product(sums, weights, chunk, tl.trans(_numbers(words, DTYPE, NUMBERS_IN_WORD)), LOOP)
     else:
-        tiles, missing = read_when_written(
-            base, row_offsets, row_ok, low, high, must_wait, budget, CHUNKS, BLOCK_K, NUMBERS_IN_WORD
-        )
+        tiles, missing = read_when_written(sent, must_wait, budget, NUMBERS_IN_WORD, LOOP)
         # All operands before the first product: each has its own buffer then, and no product waits for a store.
         operands = ()
         for chunk in tl.static_range(CHUNKS):
             operands = operands + (tl.trans(_numbers(tiles[chunk], DTYPE, NUMBERS_IN_WORD)),)
         for chunk in tl.static_range(CHUNKS):
-            sums = add_product(sums, weights, chunk, operands[chunk], CHUNKS, PRECISION)
-    return unless_stalled(total(sums, PRECISION), missing, budget, status_ptr)
+            sums = add_product(sums, weights, chunk, operands[chunk], LOOP)
+    return unless_stalled(total(sums, LOOP), missing, budget, team)
 
 
 @triton.jit
-def publish(ptrs, tiles, mask, arrivals_ptr, EXCHANGE: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr):
-    """Store COUNT float32 tiles, STRIDE elements apart, in the pointer's dtype, for the team to read."""
+def publish(ptrs, tiles, mask, team, COUNT: tl.constexpr, LOOP: tl.constexpr):
+    """Store COUNT float32 tiles, HIDDEN elements apart, in the pointer's dtype, for the team to read."""
     for index in tl.static_range(COUNT):
         value = tiles[index].to(ptrs.dtype.element_ty)
-        if EXCHANGE == "dataflow":
+        if LOOP.EXCHANGE == "dataflow":
             value = _without_sentinel(value)
-        tl.store(ptrs + index * STRIDE, value, mask=mask)
-    if EXCHANGE == "barrier":
-        arrive(arrivals_ptr)
+        tl.store(ptrs + index * LOOP.HIDDEN, value, mask=mask)
+    if LOOP.EXCHANGE == "barrier":
+        arrive(team)

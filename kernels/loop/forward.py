@@ -1,0 +1,151 @@
+"""The time loop: one walk over all steps for a team of any size.
+
+A team shares one batch tile; each of its programs owns BLOCK_H hidden units and keeps their rows of W_hh on chip. Every
+step its members need all of h: a team of one has it in its registers, the members of a larger one exchange it (see
+`product`). Teams (one per direction and group of batch tiles) run side by side and never wait for each other; a group's
+batch tiles run one after the other. All programs of teams of several must be resident at once: `launch` checks that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .exchange import Sent, publish
+from .forward_step import gate_values, inner_tile, next_state, outer_then_inner
+from .groups import Team
+from .product import product
+from .tiles import load_bias, load_gates, load_parameters, load_states, store_gates, store_later, store_states
+from .walk import at_tile, choose, moment, reset_rows, strided_tile, this_member, tile_at
+from .weights import load_weights, of_direction, recurrent_gates
+
+
+class Inputs(NamedTuple):
+    """What a step reads and no step writes. Made by keyword."""
+
+    x: Any  # gate tiles of W_ih x + b_ih
+    reset: Any  # [BLOCK_B]: rows whose state is the reset state before the step; () where nothing resets
+
+
+@triton.jit
+def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl.constexpr):
+    ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
+    mask = me.unit_ok[:, None] & now.here[None, :]
+    x = load_gates(strided_tile(ptr, gx, now, tile, me, rows), mask, CELL.gates, LOOP.HIDDEN)
+    reset = ()  # Triton 3.6.0 returns no None from a function
+    if resets.marks is not None:
+        reset = reset_rows(resets.marks, now, tile, me, B)
+    return Inputs(x=x, reset=reset)
+
+
+@triton.jit(do_not_specialize=["T", "B", "reverse_bits"])
+def forward(
+    gx,  # Strided [D, T, B, GATES * HIDDEN], packed [D, rows, GATES * HIDDEN]: W_ih x + b_ih
+    layer,  # Layer
+    states,  # States
+    out,  # Outputs
+    rows,  # Rows
+    resets,  # Resets
+    dropout,  # Dropout
+    zones,  # Zones
+    team,  # Team
+    T,
+    B,
+    reverse_bits,  # bit d: direction d walks from its end to 0
+    CELL: tl.constexpr,  # CellSpec
+    LOOP: tl.constexpr,  # Loop
+):
+    HIDDEN: tl.constexpr = LOOP.HIDDEN
+    WIDTH: tl.constexpr = LOOP.DIRECTIONS * HIDDEN
+    STATES: tl.constexpr = CELL.states
+    SAVED: tl.constexpr = LOOP.SAVED
+    ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
+    ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
+    me = this_member(reverse_bits, LOOP)
+    budget = 0
+    if not ALONE:
+        budget = team.spin_limit
+    if LOOP.EXCHANGE == "barrier":
+        team = Team(arrivals=team.arrivals + me.team * 32, status=team.status, spin_limit=budget, partial=None)
+
+    weights = load_weights(
+        of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me.number * LOOP.BLOCK_H, CELL, LOOP
+    )
+    bias = load_bias(layer.b_hh, me, CELL, LOOP)
+    p = load_parameters(layer.parameters, me, CELL, LOOP)
+    row = tl.arange(0, LOOP.BLOCK_B)
+    offsets = row[None, :] * WIDTH + me.unit[:, None]
+    saved_offsets = row[None, :] * (WIDTH * SAVED) + me.unit[:, None]
+    channel = out.y if out.sent is None else out.sent
+    passed = 0  # steps of earlier batch tiles: the arrivals counter is never reset
+
+    # A team of one has one tile. In constants this loop is none: 12 registers less for LSTM bf16 H=64, sm_90.
+    for number in range(0 if ALONE else me.group, 1 if ALONE else tl.cdiv(B, LOOP.BLOCK_B), 1 if ALONE else me.groups):
+        tile = tile_at(me.group if ALONE else number, rows, T, B, LOOP)
+        tile_start = tile.batch0 * WIDTH + me.direction * HIDDEN
+        mask = me.unit_ok[:, None] & tile.row_ok[None, :]
+        state = load_states(states.initial, tile_start + offsets, mask, STATES)
+        factors = None
+        if dropout.factors is not None:
+            factors = tl.load(dropout.factors + (tile_start + offsets), mask=mask, other=0.0).to(tl.float32)
+        if resets.marks is not None:
+            fresh = load_states(resets.state, tile_start + offsets, mask, STATES)
+        now = moment(0, tile, me, rows, B)
+        inputs = load_inputs(now, tile, me, gx, rows, resets, B, CELL, LOOP)
+        # `first * 0` makes this one pointer for each row where the steps' are.
+        source = channel + tile_start + now.first * 0
+        if states.initial is not None:
+            h_0 = states.initial[0] if dropout.factors is None else dropout.initial
+            source = h_0 + tile_start + now.first * 0
+
+        # Without disable_licm LLVM hoists the descriptors of every matrix instruction out of the loop, two
+        # 64-bit registers each. LSTM bf16 H=768, "barrier", sm_90: 255 registers and a spill with it, 74 without.
+        for step in tl.range(tile.steps, disable_licm=True):
+            # The next step's inputs travel while this step waits for its team.
+            ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
+            inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
+            follows = step > 0
+            readable = now.here & ((states.initial is not None) | follows)
+            if resets.marks is not None:
+                state = choose(inputs.reset, fresh, state, STATES)
+                if resets.state is None:
+                    readable = readable & (inputs.reset == 0)
+                else:
+                    readable = readable | inputs.reset
+                    source = tl.where(inputs.reset, resets.sent + tile_start, source)
+            start = tile_start + now.first * WIDTH
+            mask_here = me.unit_ok[:, None] & now.here[None, :]
+            # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
+            h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
+            sent = Sent(base=source, row_offsets=row * WIDTH, row_ok=readable, low=None, high=HIDDEN)
+            expected = (passed + step) * ARRIVALS
+            acc, budget = product(weights, h, sent, follows, expected, budget, team, LOOP)
+            a = recurrent_gates(acc, bias, CELL, LOOP)
+            if CELL.inner is not None:
+                q = inner_tile(inputs.x, a, state, p, CELL)
+                q = tl.where(me.unit_ok[:, None], q if factors is None else q * factors, 0.0)
+                inner = source
+                if out.inner is not None:
+                    inner = out.inner + start
+                    publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
+                sent = Sent(base=inner, row_offsets=row * WIDTH, row_ok=now.here, low=None, high=HIDDEN)
+                acc, budget = product(weights, q, sent, True, expected + LOOP.MEMBERS, budget, team, LOOP)
+                a = outer_then_inner(a, recurrent_gates(acc, bias, CELL, LOOP), CELL)
+            v = gate_values(inputs.x, a, state, p, CELL)
+            state = next_state(v, state, p, zones, rows, now, tile, me, CELL, LOOP)
+            source = channel + start
+            h = state[0] if out.sent is None else state[0] * factors
+            publish(at_tile(source, offsets), (h,), mask_here, team, 1, LOOP)
+            if out.sent is not None:
+                tl.store(at_tile(out.y + start, offsets), state[0], mask=mask_here)
+            if out.later is not None:
+                store_later(out.later, start, offsets, state, mask_here, STATES)
+            if out.saved is not None:
+                store_gates(at_tile(out.saved + start * SAVED, saved_offsets), v, mask_here, SAVED, HIDDEN)
+            now = ahead
+            inputs = inputs_ahead
+        final_start = (me.direction.to(tl.int64) * B + tile.batch0) * HIDDEN
+        store_states(states.final, final_start + row[None, :] * HIDDEN + me.unit[:, None], state, mask, STATES)
+        passed += tile.steps

@@ -1,0 +1,137 @@
+"""The time loops' arguments, in groups. A NamedTuple is one argument of a kernel; a field that is None is compiled in.
+
+Strides lie in groups: they are specialised (1, multiples of 16) as strides should be. What changes from call to call
+and must not compile anything anew (T, B, reverse_bits) is an argument of its own: `do_not_specialize` does not reach
+into a tuple. An option that a call leaves out is a group of Nones and not None: Triton 3.6.0 cannot ask a group that
+holds a None whether it is None.
+
+B rows of the batch, T steps, H units, D directions, G gates. "As y" is [T, B, D * H], packed [rows, D * H].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Strided(NamedTuple):
+    """A tensor [D, T, B, n] (packed: [D, rows, n]) whose last dimension is contiguous, and its strides in elements."""
+
+    ptr: Any = None
+    direction: Any = None
+    time: Any = None
+    row: Any = None
+
+
+class Layer(NamedTuple):
+    """What belongs to the layer and not to the call: D pointers each."""
+
+    w_hh: Any  # [G * H, H]
+    b_hh: Any = None  # [G * H]; None: no bias, or backwards, where the loop needs none
+    parameters: Any = None  # [PARAMETERS, H]; None where the cell has none
+
+
+class States(NamedTuple):
+    """STATES pointers each, h first."""
+
+    initial: Any  # [B, D * H], laid out as a step of y; None for zeros
+    final: Any  # [D, B, H]: written
+
+
+class Outputs(NamedTuple):
+    """What a forward loop writes at every step; None: not written."""
+
+    y: Any  # as y; what a team exchanges unless `sent` is given
+    later: Any = None  # STATES - 1 pointers, as y: the later states
+    saved: Any = None  # as y, SAVED * H wide for each direction: v
+    inner: Any = None  # as y: what the second product of a step multiplies; a team of several exchanges it
+    sent: Any = None  # as y: h times the dropout factors; a team of several exchanges it then
+
+
+class Rows(NamedTuple):
+    """Which rows of the batch have a step, and where they lie."""
+
+    lengths: Any = None  # [B] int32: steps of each row; None: all have T. What lies past them is not touched
+    starts: Any = None  # [T] int64: rows before those of each time, for a packed sequence; None: t * B
+
+
+class Resets(NamedTuple):
+    marks: Any = None  # [T, B] uint8: before these steps the state is the reset state; None: never
+    state: Any = None  # STATES pointers as `States.initial`; None for zeros
+    sent: Any = None  # as h of `state`, times the dropout factors, never the sentinel; None for zeros
+
+
+class Dropout(NamedTuple):
+    factors: Any = None  # [B, D * H]: of h on its way into W_hh; None: ones
+    initial: Any = None  # as h of `States.initial`, times the factors; None without h_0
+
+
+class Zones(NamedTuple):
+    shares: Any = None  # STATES pointers: the share of the old state that a step keeps; None: zeros
+    row: Any = None  # from row to row and from unit to unit of the shares: D * H and 1, or 0 and 0
+    unit: Any = None
+
+
+class Team(NamedTuple):
+    """How the programs that share a batch tile wait for each other; of Nones for a team of one."""
+
+    arrivals: Any = None  # [teams, 32] int32, zero, a cache line a team ("barrier"; else None)
+    status: Any = None  # [1] int32: 1 if a wait ran out
+    spin_limit: Any = None  # polls a program spends on a wait before it gives up
+    partial: Any = None  # [teams, unit blocks, 2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones; None: no split
+
+
+class Past(NamedTuple):
+    """What the forward loop read and wrote, as `States` and `Outputs` have it."""
+
+    initial: Any
+    y: Any
+    later: Any = None
+    saved: Any = None  # None: v is worked out again, from gx and ga
+
+
+class LayerGradients(NamedTuple):
+    """Of what lies outside the sequence; STATES pointers each, to [D, B, H]."""
+
+    final: Any  # read; None: no gradient of the final states
+    initial: Any  # written
+    reset: Any = None  # written; None: nobody asks for the reset state's gradient
+    parameters: Any = None  # [batch tiles, D, PARAMETERS, H] float32: written; None where the cell has none
+
+
+class StepGradients(NamedTuple):
+    """Of both preactivations at every step, as y, G * H wide for each direction: written."""
+
+    da: Any  # of W_hh h + b_hh; what a team exchanges
+    dx: Any = None  # of W_ih x + b_ih, where the cell's gradients differ
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The compile-time numbers of a loop besides the cell's.
+
+    HIDDEN, DIRECTIONS:  of the layer.
+    SAVED:     tiles of v that pass from the forward loop to the one backwards.
+    PRECISION: of products, `tl.dot`'s input_precision or "tf32x3" (see `describe.dot_precision`).
+    EXCHANGE:  how h reaches the product: "registers" (a team of one has it), "dataflow" or "barrier" (see `exchange`).
+    MEMBERS:   programs of a team.
+    BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 forwards.
+    PART:      numbers that one row of a program's product sums up: forwards HIDDEN, backwards its part of G * HIDDEN.
+    CHUNKS:    tiles that W_hh is resident in.
+
+    MEMBERS, PART and CHUNKS follow from the others and are fields all the same: Triton's caches know this constexpr by
+    its repr, in which no property is.
+    """
+
+    HIDDEN: int
+    DIRECTIONS: int
+    SAVED: int
+    PRECISION: str
+    EXCHANGE: str
+    MEMBERS: int
+    BLOCK_B: int
+    BLOCK_H: int
+    BLOCK_K: int
+    SPLIT_K: int
+    PART: int
+    CHUNKS: int

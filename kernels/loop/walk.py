@@ -1,0 +1,161 @@
+"""Who a program is, which rows take part in a step, what time it is for each, and where that lies in memory.
+
+Without lengths every row of a batch tile is at the same time: times and addresses are scalars, as cheap
+as they can be. With lengths the reverse direction starts at each row's own end, so they are one number a row.
+A packed sequence has its rows of time t from row starts[t] on, as many as still run (torch's PackedSequence).
+
+Groups that are made inside a kernel are made by keyword: the order of their fields is in none of Triton's cache keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Member(NamedTuple):
+    """A program's place: which team it belongs to, and what part of the layer it owns."""
+
+    number: Any  # in its team
+    team: Any  # of all teams
+    group: Any  # of its direction's teams: a team visits the batch tiles group, group + groups, ...
+    groups: Any
+    direction: Any
+    reverse: Any  # whether the direction walks from the end to 0
+    unit: Any  # [BLOCK_H]: its hidden units
+    unit_ok: Any
+
+
+class Tile(NamedTuple):
+    """The rows of the batch that a team works on, one tile after the other."""
+
+    batch0: Any  # its first row, 64-bit
+    row: Any  # [BLOCK_B], counted from there
+    row_ok: Any
+    length: Any  # steps of each row, or one number for all
+    steps: Any  # of its longest row
+
+
+class Moment(NamedTuple):
+    """A step, as the rows of a tile see it."""
+
+    t: Any  # the time, of each row or of all; 64-bit: offsets t * stride may pass 2^31
+    first: Any  # how many rows lie before those of that time in memory
+    here: Any  # [BLOCK_B]: the rows that have the step
+
+
+@triton.jit
+def this_member(reverse_bits, LOOP: tl.constexpr):
+    """The program's own place. bit d of reverse_bits: direction d walks from its end to 0."""
+    groups = tl.num_programs(0) // (LOOP.MEMBERS * LOOP.DIRECTIONS)
+    number = tl.program_id(0) % LOOP.MEMBERS
+    team = tl.program_id(0) // LOOP.MEMBERS
+    direction = team // groups
+    unit = number * LOOP.BLOCK_H + tl.arange(0, LOOP.BLOCK_H)
+    return Member(
+        number=number,
+        team=team,
+        group=team % groups,
+        groups=groups,
+        direction=direction,
+        reverse=((reverse_bits >> direction) & 1) == 1,
+        unit=unit,
+        unit_ok=unit < LOOP.HIDDEN,
+    )
+
+
+@triton.jit
+def tile_at(number, rows, T, B, LOOP: tl.constexpr):
+    """The batch tile of this number."""
+    batch0 = tl.cast(number, tl.int64) * LOOP.BLOCK_B
+    row = tl.arange(0, LOOP.BLOCK_B)
+    row_ok = batch0 + row < B
+    length, steps = _lengths_of(rows.lengths, batch0 + row, row_ok, T)
+    return Tile(batch0=batch0, row=row, row_ok=row_ok, length=length, steps=steps)
+
+
+@triton.jit
+def _lengths_of(lengths, row, row_ok, T):
+    """The steps of each row, and those of the tile: it ends with its longest row. T, a scalar, where there are none."""
+    if lengths is None:
+        return T, T
+    else:
+        # On the device nobody has checked them: clamped, a wrong length is a wrong result and no wild address.
+        length = tl.load(lengths + row, mask=row_ok, other=0)
+        length = tl.minimum(tl.maximum(length, 0), T)
+        return length, tl.max(length, axis=0)
+
+
+@triton.jit
+def moment(step, tile, me, rows, B):
+    """The time of each row at a step, where that begins in memory, and which rows have it."""
+    t = tl.where(me.reverse, tile.length - 1 - step, step)
+    here = tile.row_ok
+    if rows.lengths is not None:
+        t = tl.maximum(t, 0)  # of a row that has ended: any valid one
+        here = here & (step < tile.length)
+    t = t.to(tl.int64)
+    return Moment(t=t, first=_first_row(t, rows.starts, B), here=here)
+
+
+@triton.jit
+def _first_row(t, starts, B):
+    """How many rows lie before those of time t."""
+    if starts is None:
+        return t * B
+    else:
+        return tl.load(starts + t)
+
+
+@triton.jit
+def rows_known(step, earlier, tile, rows):
+    """The rows with a state before a step: those that have the step before it; an initial state is there for all."""
+    if rows.lengths is None:
+        return tile.row_ok
+    else:
+        return tl.where(step > 0, earlier.here, tile.row_ok)
+
+
+@triton.jit
+def strided_tile(ptr, strided, now, tile, me, rows):
+    """Pointers to a step's tile [units, rows] in a direction of a `Strided` that begins at `ptr`.
+
+    A packed one has a single stride, from row to row.
+    """
+    if rows.starts is None:
+        start = now.t * strided.time
+    else:
+        start = now.first * strided.row
+    base = ptr + start + tile.batch0 * strided.row
+    return at_tile(base, tile.row.to(tl.int64)[None, :] * strided.row + me.unit[:, None])
+
+
+@triton.jit
+def reset_rows(marks, now, tile, me, B):
+    """Of the rows here, those whose state is the reset state before the step.
+
+    A mark at t begins a segment: the reverse direction enters the segment before it, from t to t - 1.
+    """
+    at = now.t + me.reverse.to(tl.int64)
+    mask = now.here & (at < tile.length)
+    return tl.load(marks + at * B + tile.batch0 + tile.row, mask=mask, other=0) != 0
+
+
+@triton.jit
+def at_tile(base, offsets):
+    """Pointers to a tile [units, rows], from a base pointer or one for each row."""
+    if len(base.shape) == 0:
+        return base + offsets
+    else:
+        return base[None, :] + offsets
+
+
+@triton.jit
+def choose(those, yes, no, COUNT: tl.constexpr):
+    """Of two tuples of tiles [units, rows], the first for those rows and the other for the rest."""
+    tiles = ()
+    for index in tl.static_range(COUNT):
+        tiles = tiles + (tl.where(those[None, :], yes[index], no[index]),)
+    return tiles
