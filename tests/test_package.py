@@ -19,7 +19,7 @@ PACKAGES = ("kernels", "cells", "autotune", "bench", "bench/demo", "bench/suites
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200, **options)
 
 
 @pytest.fixture(scope="module")
