@@ -71,7 +71,7 @@ def test_any_number_of_programs_may_share_a_product(cell, exchange, split, devic
     """Of 8 programs for 36 units most have none of their own."""
     config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
     monkeypatch.setattr(Case, "config", config)
-    assert_right(Case(cell, "cooperative", torch.float32, 36, 18, 4, directions=2), device, "save", seed=split)
+    assert_right(Case(cell, "cooperative", torch.float32, 36, 18, 3, directions=2), device, "save", seed=split)
 
 
 @pytest.mark.slow
