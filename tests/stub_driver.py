@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 from triton.runtime.build import compile_module_from_src
 from triton.runtime.cache import get_cache_manager
 
-from holdfast.autotune.targets import gpu_target
+from holdfast.autotune.offline import gpu_target
 from holdfast.kernels import cooperative, launch, layer, single_cta
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem

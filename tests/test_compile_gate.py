@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from holdfast.autotune.targets import TARGETS
+from holdfast.autotune.offline import TARGETS
 from holdfast.bench.compile_report import TORCHS, build_report, full_grid, quick_grid
 from holdfast.kernels.cell_spec import CELLS
 
