@@ -97,31 +97,30 @@ def tune(
     key = replace(key_of(problem), length=length)
     problem = problem_of(key)
     choice = choose(problem, limits)
-    nothing = Entry(key, fingerprint(problem, limits), None if isinstance(choice, Reason) else choice)
+    empty = Entry(key, fingerprint(problem, limits), None if isinstance(choice, Reason) else choice)
     ranked, refused = search(problem, limits)
     if not ranked:
-        return Tuned(nothing, to_table(()), f"no config fits {limits.name}: {_commonest(refused)}")
+        return Tuned(empty, to_table(()), f"no config fits {limits.name}: {_commonest(refused)}")
     try:
-        known = setup.store.load(key, nothing.fingerprint)
+        known = setup.store.load(key, empty.fingerprint)
     except EntryError:  # which the store sets aside when the new one is written
         known = None
     with ExitStack() as stack:
         workers = workers or stack.enter_context(Workers())
-        run = _Run(problem, setup, LENGTH[length], workers, start + budget_s, progress, known or nothing, nothing)
+        run = _Run(problem, setup, LENGTH[length], workers, start + budget_s, progress, known or empty, empty)
         usual, *others = keeps(problem)
         configs = run.untried((r.config for r in ranked), usual)[: setup.candidates]
-        reference = nothing.heuristic or ranked[0].config
+        reference = empty.heuristic or ranked[0].config
         compiled = run.compile(configs, usual, start + COMPILE_SHARE * budget_s)
         run.measure(compiled, usual, reference)
         best = sorted(run.entry.latest(usual).values(), key=lambda t: t.p50_us)[:FINALISTS]
         finalists = [t.config for t in best] or list(compiled)[:1]
         for keep in others:
             run.measure(run.compile(run.untried(finalists, keep), keep, run.deadline), keep, reference)
-    if run.found != nothing or known is None:
+    if run.found != empty or known is None:
         setup.store.add(run.found)
-    return Tuned(
-        run.entry, to_table(run.rows.values()), "" if run.rows else "everything promising had been tried before"
-    )
+    note = "" if run.rows else "everything promising had been tried before"
+    return Tuned(run.entry, to_table(run.rows.values()), note)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -329,3 +330,9 @@ def test_importing_autotune_costs_nothing():
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert printed.stdout.strip() == "set()"
     assert Path(holdfast.autotune.__file__).name == "__init__.py"
+
+
+def test_the_folders_readme_has_every_file():
+    folder = Path(holdfast.autotune.__file__).parent
+    named = re.findall(r"\| `(\w+\.py)` \|", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted(path.name for path in folder.glob("*.py"))
