@@ -59,8 +59,7 @@ class CompiledReport:
     barriers:             block-wide barriers in the code (BAR.SYNC, BAR.RED, s_barrier).
     seconds:              wall time of the compilation; near 0 where Triton's disk cache had it.
     ttgir:                the kernel in Triton's GPU dialect.
-    arguments:            names of the kernel's run-time arguments, in order: a NamedTuple's fields', a tuple's own
-                          name once for each element.
+    arguments:            names of the kernel's run-time arguments, as `run_time_arguments` has them.
     """
 
     target: str
@@ -119,20 +118,24 @@ def compile_offline(
         barriers=code.barriers,
         seconds=seconds,
         ttgir=compiled.asm["ttgir"],
-        arguments=tuple(
-            leaf for name, kind in types.items() for leaf, type_ in _leaves(kind, name) if type_ != "constexpr"
-        ),
+        arguments=run_time_arguments(types),
     )
 
 
-def _leaves(kind: ArgumentType, name: str) -> Iterator[tuple[str, str]]:
-    """Name and type of all that an argument consists of: fields have names, a tuple's elements have its own."""
+def run_time_arguments(signature: Mapping[str, ArgumentType]) -> tuple[str, ...]:
+    """Names of what a kernel is handed at run time, in order: "gx.time" for a NamedTuple's field, a tuple's own name
+    once for each element."""
+    found = (leaf for name, kind in signature.items() for leaf in _leaves(name, kind))
+    return tuple(name for name, kind in found if kind != "constexpr")
+
+
+def _leaves(name: str, kind: ArgumentType) -> Iterator[tuple[str, str]]:
     if isinstance(kind, str):
         yield name, kind
         return
-    names = getattr(kind, "_fields", (name,) * len(kind))
-    for element, element_name in zip(kind, names, strict=True):
-        yield from _leaves(element, element_name)
+    fields = getattr(kind, "_fields", None)
+    for index, element in enumerate(kind):
+        yield from _leaves(f"{name}.{fields[index]}" if fields else name, element)
 
 
 class MachineCode(NamedTuple):

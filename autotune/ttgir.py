@@ -55,7 +55,7 @@ class _Module:
 
 
 def weight_loads_in_loop(report: CompiledReport, argument: str) -> int:
-    """Number of loads in the kernel's loops whose address derives from the argument of this name, e.g. "w_hh".
+    """Number of loads in the kernel's loops whose address derives from the argument of this name, "layer.w_hh".
 
     0 proves that the weights are resident: see `loads_in_loop` for what counts. Raises ValueError where the
     kernel has no such argument at run time, or never loads through it.
