@@ -13,11 +13,14 @@ TRITON_VERSION ?= 3.7.1
 TORCH ?=
 # The other Triton of `make test-triton`.
 TRITON ?= 3.6.0
+# Processes of the tests: a number, or auto for one a core.
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 PIP_INSTALL := $(PIP) install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
-PYTEST := $(BIN)/python -m pytest
+# Test processes side by side; tests that share something expensive stay in one.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 OTHER_TRITON := .triton-$(TRITON)
 KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tests/test_compile_gate*.py) \
 	tests/test_launch_path.py tests/test_offline.py tests/test_resources.py
@@ -34,10 +37,10 @@ demo: $(VENV)/demo.stamp ## check the kernels, train an RNN, a GRU and an LSTM (
 bench: $(VENV)/demo.stamp ## measure what means something on this machine: ARGS='--quick --out results'
 	@$(BIN)/holdfast bench auto $(ARGS)
 
-test: $(VENV)/dev.stamp ## run every test that needs no GPU and is not slow
-	@$(PYTEST) -m "not slow and not gpu"
+test: $(VENV)/dev.stamp ## run the quick tests: every path and rule once, no GPU
+	@$(PYTEST) -m "not slow and not thorough and not gpu"
 
-test-all: $(VENV)/dev.stamp ## run every test, and the kernel tests on Triton 3.6.0 and 3.9.0
+test-all: $(VENV)/dev.stamp ## run every test, and the kernel tests on Triton 3.6.0 and 3.9.0 (hours)
 	@$(PYTEST)
 	@$(MAKE) --no-print-directory test-triton TRITON=3.6.0
 	@$(MAKE) --no-print-directory test-triton TRITON=3.9.0

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from sample import mark_the_rest
 
 from holdfast.kernels.interpreter import interpret
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Tests may run side by side, and their tensors are small: more threads would only wait for each other.
+    # Tests run side by side, and their tensors are small: more threads would only wait for each other, here and in the
+    # processes that tests start. Inductor's compilers would import torch once more each.
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_the_rest(items)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

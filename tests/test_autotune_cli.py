@@ -83,7 +83,7 @@ def test_a_rehearsal_writes_tables_and_entries_that_nothing_uses(tmp_path, cache
     problems = tmp_path / "list.csv"
     problems.write_text("cell,hidden_size,batch,phase\n# tiny\nrnn_tanh,20,3,forward\n")
     out = tmp_path / "out"
-    result = invoke("tune", "--list-file", problems, "--rehearse", "--candidates", 1, "--out", out, "--budget", 100)
+    result = invoke("tune", "--list-file", problems, "--rehearse", "--candidates", 1, "--out", out, "--budget", 1000)
     assert result.exit_code == 0, result.output
     assert "A rehearsal: nothing was timed" in result.output
     assert "heuristic over tuned best: no measurements" in result.output

@@ -194,7 +194,7 @@ def test_the_script_for_a_gpu_packs_at_most_eight_files(tmp_path):
         "ONLY": "^(info|bench_floors|memcheck)$",
     }
     script = [str(ROOT / "bench" / "gpu_run.sh"), "--rehearse"]
-    result = subprocess.run(["bash", *script], env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(["bash", *script], env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stdout + result.stderr
     files = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert len(files) <= 8
@@ -220,7 +220,7 @@ def test_the_script_for_a_gpu_does_with_what_a_lent_machine_has(tmp_path):
         "ONLY": "^(info|training)$",
     }
     script = [str(ROOT / "bench" / "gpu_run.sh"), "--rehearse"]
-    result = subprocess.run(["bash", *script], env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(["bash", *script], env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stdout + result.stderr
     with tarfile.open(tmp_path / "out" / "logs.tar.gz") as logs:
         log = logs.extractfile("logs/training.log")
@@ -237,7 +237,7 @@ def test_the_script_for_a_gpu_is_refused_without_one(tmp_path):
     """Every test that is marked gpu would be skipped, and the run look green."""
     environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "ONLY": "^info$"}
     script = str(ROOT / "bench" / "gpu_run.sh")
-    result = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 2
     assert "finds no GPU" in result.stderr
     assert "--rehearse" in result.stderr

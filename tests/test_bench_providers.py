@@ -94,7 +94,7 @@ def test_flashrnn_computes_the_same(cell, phase):
         (Untuned(), {}, "no tuning result"),
         (LoopAlone(), {}, "no kernel runs"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_who_cannot_run_says_why(provider, change, why):
     case = replace(Case("lstm", torch.float32, 12, 3, 5), **change)

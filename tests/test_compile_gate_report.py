@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from holdfast.autotune.compile_many import Request, compile_many
+from holdfast.autotune.processes import Compilers
 from holdfast.bench import compile_report
 from holdfast.bench.compile_report import COLUMNS, build_report, full_grid, quick_grid, write_csv, write_markdown
 from holdfast.kernels.config import Config
@@ -24,19 +25,28 @@ class ProblemThatKillsTheCompiler(Problem):
         return os._exit, (1,)
 
 
-def test_problems_that_need_the_same_kernel_share_it():
+@pytest.fixture(scope="module")
+def compilers():
+    """They take seconds to start."""
+    with Compilers(1) as compilers:
+        yield compilers
+
+
+@pytest.mark.xdist_group("compile report")
+def test_problems_that_need_the_same_kernel_share_it(compilers):
     calls: list[tuple[int, int]] = []
     batches = [Request(replace(SMALL, batch_size=batch), CONFIG, "sm_90") for batch in (1, 2, 3)]
-    outcomes = compile_many(batches, lambda *progress: calls.append(progress))
+    outcomes = compile_many(batches, lambda *progress: calls.append(progress), compilers=compilers)
     assert calls == [(1, 1)]
     assert len({outcomes[request].report for request in batches}) == 1
     assert outcomes[batches[0]].report.registers > 0
 
 
-def test_a_failure_names_problem_config_and_target():
+@pytest.mark.xdist_group("compile report")
+def test_a_failure_names_problem_config_and_target(compilers):
     bad = Request(SMALL, replace(CONFIG, BLOCK_B=3), "sm_90")  # tiles are powers of two
     good = Request(SMALL, CONFIG, "sm_90")
-    outcomes = compile_many([bad, good])
+    outcomes = compile_many([bad, good], compilers=compilers)
     assert outcomes[good].report is not None
     assert outcomes[bad].report is None
     for part in ("hidden_size=16", "rnn_tanh", "BLOCK_B=3", "sm_90"):

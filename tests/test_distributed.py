@@ -97,7 +97,7 @@ def test_same_weights_as_one_process(kind, where, cell, tmp_path):
         for rank in range(WORLD)
     ]
     try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=1200)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -119,7 +119,7 @@ def test_a_shared_module_trains_in_another_process(tmp_path):
     context = torch.multiprocessing.get_context("fork")
     child = context.Process(target=lambda: train(module_with_head(module), slice(None)))
     child.start()
-    child.join(60)
+    child.join(600)
     assert child.exitcode == 0
     assert all(not torch.equal(before[name], t) for name, t in module.state_dict().items())
 

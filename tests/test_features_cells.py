@@ -254,7 +254,7 @@ def test_constructor_checks_are_torch_s(cell):
             r"return as states a tuple of 2 tensors of the states' shape \[2, 3\], got a tensor \[2, 3\]",
         ),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_definitions_that_are_refused(change, error, message):
     before = dict(CELLS), dict(REFERENCES)

@@ -25,6 +25,7 @@ def assert_right(case, device, keep, seed=0):
     assert errors.ok, f"{case} {keep}: {errors}, allowed {errors.tolerance}"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("keep", KEEP)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
@@ -32,6 +33,7 @@ def test_as_torch_in_float64(cell, regime, keep, dtype, device):
     assert_right(Case(cell, regime, dtype, hidden_size=21, batch_size=4, length=5), device, keep)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize(("hidden", "batch", "length"), [(1, 1, 1), (7, 17, 2), (33, 1, 3)], ids=str)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
@@ -40,6 +42,7 @@ def test_odd_shapes(cell, regime, hidden, batch, length, dtype, device):
     assert_right(case, device, KEEP[hidden % 2], seed=hidden)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("initial", [False, True], ids=["zeros", "h_0"])
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
@@ -47,6 +50,7 @@ def test_optional_arguments(cell, regime, initial, bias, device):
     assert_right(Case(cell, regime, torch.float32, 18, 3, 3, directions=2, bias=bias, initial=initial), device, "save")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("keep", KEEP)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_one_direction_from_the_end(cell, regime, keep, device):
@@ -59,6 +63,7 @@ def test_many_batch_tiles_share_few_teams(regime):
         assert_right(Case("gru", regime, torch.float32, 40, 70, 2, directions=2), CPU, "recompute")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("split", [1, 2, 8])
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
 @pytest.mark.parametrize("cell", CELLS)
@@ -66,7 +71,7 @@ def test_any_number_of_programs_may_share_a_product(cell, exchange, split, devic
     """Of 8 programs for 36 units most have none of their own."""
     config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
     monkeypatch.setattr(Case, "config", config)
-    assert_right(Case(cell, "cooperative", torch.float32, 36, 18, 4, directions=2), device, "save", seed=split)
+    assert_right(Case(cell, "cooperative", torch.float32, 36, 18, 3, directions=2), device, "save", seed=split)
 
 
 @pytest.mark.slow

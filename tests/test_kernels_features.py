@@ -28,11 +28,12 @@ def assert_right(call: Call, regime: str, keep: Keep, device: torch.device) -> N
         assert errors.ok, f"{name}: {errors}"
 
 
+@pytest.mark.sampled
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("cell", "regime"), list(itertools.product(NAMES, REGIMES)))
-def test_random_combinations(cell, regime, device):
-    for seed in range(4):
-        call = draw_call(cell, seed + sum(map(ord, cell + regime)))
-        assert_right(call, regime, ("save", "recompute")[seed % 2], device)
+def test_random_combinations(cell, regime, seed, device):
+    call = draw_call(cell, seed + sum(map(ord, cell + regime)))
+    assert_right(call, regime, ("save", "recompute")[seed % 2], device)
 
 
 @pytest.mark.slow

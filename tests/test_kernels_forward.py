@@ -33,12 +33,14 @@ def outputs(case: Case, device: torch.device, seed: int = 0) -> tuple[torch.Tens
 EVERY = list(itertools.product(CELLS, REGIMES))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_as_torch_in_float64(cell, regime, dtype, device):
     assert_right(Case(cell, regime, dtype, hidden_size=37, batch_size=5, length=6), device)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("hidden", "batch", "length"), [(1, 1, 1), (7, 17, 2), (16, 16, 3), (33, 1, 4), (100, 3, 2)], ids=str
 )
@@ -48,6 +50,7 @@ def test_odd_shapes(cell, regime, hidden, batch, length, device):
     assert_right(case, device, seed=hidden)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("initial", [False, True], ids=["zeros", "h_0"])
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
@@ -204,11 +207,13 @@ POISONS = [(float("nan"), torch.float32), (float("inf"), torch.float32), (ALL_ON
 POISONS += [(ALL_ONES, torch.bfloat16)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("where", ["x", "h_0", "w_hh", "b_ih"])
-@pytest.mark.parametrize(("value", "dtype"), POISONS, ids=["nan", "inf", "sentinel", "bfloat16 sentinel"])
+@pytest.mark.parametrize("kind", POISONS, ids=["nan", "inf", "sentinel", "bfloat16 sentinel"])
 @pytest.mark.parametrize(("cell", "regime"), [c for c in EVERY if c[1] != "cooperative/barrier"])
-def test_nan_and_infinity_as_torch(cell, regime, dtype, value, where, device):
+def test_nan_and_infinity_as_torch(cell, regime, kind, where, device):
     """The same elements are NaN and infinite as torch's, and nobody takes a NaN for memory not yet written."""
+    value, dtype = kind
     case = Case(cell, regime, dtype, hidden_size=20, batch_size=3, length=3)
     layer = Layer(case, seed=6)
     value = torch.as_tensor(value)

@@ -1,4 +1,4 @@
-"""The README's example is run, and prints what the README says it prints."""
+"""Every example in the README and in the folders' pages is run, and prints what the page says it prints."""
 
 from __future__ import annotations
 
@@ -15,35 +15,54 @@ from holdfast.bench.tables import to_markdown
 from holdfast.bench.where import where_table
 from holdfast.kernels.resources import H100
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*/*.md"))}
+PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-# A block of Python and the block of text after it; the file my_cells.py is test_custom_cells.py's.
-SHOWN = ("python", "text")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-EXAMPLES = [(code, shown) for (kind, code), (next_kind, shown) in pairwise(BLOCKS) if (kind, next_kind) == SHOWN]
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    return re.findall(r"```(\w+)\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+# A block of Python and the block of text after it.
+EXAMPLES = [
+    (page, code, shown)
+    for page in PAGES
+    for (kind, code), (next_kind, shown) in pairwise(blocks_of(page))
+    if (kind, next_kind) == ("python", "text")
+]
 
 
 def test_every_example_is_tested():
-    others = [code for kind, code in BLOCKS if kind == "python" and code not in dict(EXAMPLES)]
-    assert len(EXAMPLES) == 2
-    assert [code.splitlines()[0] for code in others] == ["# my_cells.py"]
+    tested = {code for _, code, _ in EXAMPLES}
+    others = [code for page in PAGES for kind, code in blocks_of(page) if kind == "python" and code not in tested]
+    assert [page for page, _, _ in EXAMPLES].count("README.md") == 2
+    assert [code.splitlines()[0] for code in others] == ["# my_cells.py"]  # test_custom_cells.py runs this one
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the README shows the output of a machine without a GPU")
-@pytest.mark.parametrize(("code", "shown"), EXAMPLES, ids=["in a model", "sequences"])
-def test_an_example_prints_what_the_readme_shows(code, shown, tmp_path, monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the pages show the output of a machine without a GPU")
+@pytest.mark.parametrize(("page", "code", "shown"), EXAMPLES, ids=lambda value: value.split("\n")[0][:40])
+def test_an_example_prints_what_its_page_shows(page, code, shown, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, page, "exec"), {})
     assert printed.getvalue() == shown
 
 
-def test_every_file_that_the_readme_shows_exists():
-    for target in re.findall(r"\]\(([^):]+)\)", README):
-        assert (Path(__file__).parents[1] / target).is_file(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_shows_exists(page):
+    for target in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", PAGES[page]):
+        assert (ROOT / page).parent.joinpath(target).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_heading_that_a_page_points_to_exists(page):
+    for path, heading in re.findall(r"\]\(([^):#]*)#([^)]+)\)", PAGES[page]):
+        text = PAGES[page] if not path else (ROOT / page).parent.joinpath(path).read_text(encoding="utf-8")
+        titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], heading
 
 
 def test_the_table_of_paths_is_the_heuristics():
-    assert to_markdown(where_table(H100)) in README
+    assert to_markdown(where_table(H100)) in PAGES["README.md"]
