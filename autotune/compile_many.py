@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, CancelledError, Future, as_completed
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from dataclasses import dataclass
 
@@ -14,9 +13,9 @@ from ..kernels.config import Config
 from ..kernels.describe import KernelDescription, describe
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits, resident_programs
-from .offline import CompiledReport, compile_offline, weight_loads_in_loop
-from .own_cells import import_modules, modules_of_own_cells
-from .targets import REFERENCE_DEVICE
+from .offline import REFERENCE_DEVICE, CompiledReport, compile_offline
+from .processes import Compilers
+from .ttgir import weight_loads_in_loop
 
 
 @dataclass(frozen=True)
@@ -60,33 +59,6 @@ class Outcome:
 def programs(request: Request) -> int:
     """Programs of the launch that must be resident at once."""
     return _describe(request).grid
-
-
-class Compilers:
-    """Processes that compile, one per CPU core. They take seconds to start: keep them over calls of `compile_many`."""
-
-    def __init__(self, workers: int | None = None) -> None:
-        self._workers = workers or max(2, os.cpu_count() or 1)
-        self._pool: ProcessPoolExecutor | None = None
-
-    def pool(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Spawned: torch and LLVM are not safe to fork once their threads run.
-            context = multiprocessing.get_context("spawn")
-            modules = modules_of_own_cells()
-            self._pool = ProcessPoolExecutor(self._workers, context, import_modules, (modules,))
-        return self._pool
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-    def __enter__(self) -> Compilers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def compile_many(

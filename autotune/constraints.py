@@ -1,27 +1,105 @@
-"""What a config must satisfy to run on a GPU: named predicates, each None or the reason against it.
+"""What a config needs of a GPU and must satisfy to run there: a model of one program, and named predicates.
 
-They judge by a model and cost microseconds; what passes them is compiled, and the compiler has the last word.
+A predicate says None or the reason against a config. They judge by the model and cost microseconds; what passes them is
+compiled, and the compiler has the last word. The compile gate holds the model against it too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import triton
 
+from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import least_grid, part_of_product
+from ..kernels.describe import dot_precision, least_grid, part_of_product
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
-from .footprint import columns, footprint, gathered_rows, operand_bytes, weight_rows
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one program keeps: bytes in shared memory, 32-bit registers per thread for the big tiles."""
+
+    shared: int
+    registers: int
+
+
+def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footprint:
+    """A model of what the compiler allocates.
+
+    NVIDIA: W_hh and the other operand lie in shared memory; what is polled also passes through registers.
+    AMD: both lie in registers, and shared memory serves one chunk's change of layout.
+    """
+    width = operand_bytes(problem, limits)
+    k = columns(problem, config)
+    rows = weight_rows(problem, config)
+    gathered = gathered_rows(problem, config)
+    weights = weight_bytes(problem, config, limits)
+    thread_bytes = 4 * config.num_warps * limits.warp_size
+    if limits.arch[0] == "hip":
+        chunk = max(rows, gathered) * config.BLOCK_K * width
+        return Footprint(shared=chunk, registers=(weights + config.BLOCK_B * k * width) // thread_bytes)
+    if config.regime == "single_cta":
+        # The accumulator changes layout on its way to the gate math, through at most its own size.
+        scratch = min(rows * config.BLOCK_B * 4, 12 * 1024)
+        return Footprint(weights + gathered * k * width + scratch, rows * config.BLOCK_B * 4 // thread_bytes)
+    # What is polled comes all at once; behind a barrier a chunk follows the other through the same memory.
+    operand = gathered * (k if config.exchange == "dataflow" else min(k, config.BLOCK_K)) * width
+    polled = gathered * k * problem.dtype.itemsize if config.exchange == "dataflow" else 0
+    return Footprint(shared=weights + operand + 64, registers=polled // thread_bytes)
+
+
+def weight_rows(problem: Problem, config: Config) -> int:
+    """Rows of the product with W_hh in one program: its units' gates, backwards the units of all who share it."""
+    if problem.phase == "backward" and config.regime == "cooperative":
+        return config.SPLIT_K * config.BLOCK_H
+    return find_cell(problem.cell).padded_gates * config.BLOCK_H
+
+
+def columns(problem: Problem, config: Config) -> int:
+    """Numbers that one row of the product sums up in one program, padded to whole chunks."""
+    if config.regime == "single_cta":
+        return config.BLOCK_H
+    summed = part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size
+    return math.ceil(summed / config.BLOCK_K) * config.BLOCK_K
+
+
+def gathered_rows(problem: Problem, config: Config) -> int:
+    """Rows of the other operand: a batch tile; for one program backwards one of every gate's gradient."""
+    return config.BLOCK_B * (find_cell(problem.cell).padded_gates if alone_backwards(problem, config) else 1)
+
+
+def alone_backwards(problem: Problem, config: Config) -> bool:
+    """Whether one program alone runs backwards: there each gate has a dot of its own."""
+    return problem.phase == "backward" and config.regime == "single_cta"
+
+
+def operand_bytes(problem: Problem, limits: DeviceLimits) -> int:
+    """Bytes of one number of W_hh on chip: tf32x3 keeps a large and a small part."""
+    parts = 2 if dot_precision(problem, limits.arch[0]) == "tf32x3" else 1
+    return problem.dtype.itemsize * parts
+
+
+def weight_bytes(problem: Problem, config: Config, limits: DeviceLimits) -> int:
+    """Bytes of the part of W_hh that one program keeps."""
+    return weight_rows(problem, config) * columns(problem, config) * operand_bytes(problem, limits)
+
+
+def matrix_bytes(problem: Problem, limits: DeviceLimits) -> int:
+    """Bytes of the whole W_hh of all directions on chip."""
+    rows = find_cell(problem.cell).gates * problem.hidden_size
+    return problem.directions * rows * problem.hidden_size * operand_bytes(problem, limits)
+
 
 Constraint = Callable[[Problem, Config, DeviceLimits], str | None]
 
 
 def is_matrix_shape(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
     """The matrix unit's smallest tile has 16 rows. For one program alone the gates share a dot only forwards."""
-    if problem.phase == "backward" and config.regime == "single_cta" and config.BLOCK_H < 16:
+    if alone_backwards(problem, config) and config.BLOCK_H < 16:
         return f"{config.BLOCK_H} units are below the matrix unit's 16 rows"
     if weight_rows(problem, config) < 16:
         return f"{weight_rows(problem, config)} rows of W_hh are below the matrix unit's 16"
@@ -41,13 +119,11 @@ def may_fit_shared(problem: Problem, config: Config, limits: DeviceLimits) -> st
     Of 16 random candidates each for sm_80, sm_90 and sm_100, those that exchange by a barrier took up to 53,000 bytes
     less than `footprint` says, and one took 8,000 bytes more.
     """
-    width = operand_bytes(problem, limits)
-    weights = weight_rows(problem, config) * columns(problem, config) * width
-    chunk = gathered_rows(problem, config) * min(config.BLOCK_K, columns(problem, config)) * width
-    if limits.arch[0] == "cuda" and weights + chunk > limits.shared_per_block:
-        return (
-            f"W_hh and a chunk of h take {weights + chunk} bytes of shared memory, {limits.shared_per_block} are there"
-        )
+    k = min(config.BLOCK_K, columns(problem, config))
+    chunk = gathered_rows(problem, config) * k * operand_bytes(problem, limits)
+    need = weight_bytes(problem, config, limits) + chunk
+    if limits.arch[0] == "cuda" and need > limits.shared_per_block:
+        return f"W_hh and a chunk of h take {need} bytes of shared memory, {limits.shared_per_block} are there"
     return None
 
 
@@ -70,10 +146,9 @@ def is_co_resident(problem: Problem, config: Config, limits: DeviceLimits) -> st
 def may_be_co_resident(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
     """As many programs an SM as its shared memory and threads may take; registers are the compiler's to say."""
     need = least_grid(problem, config)
-    weights = weight_rows(problem, config) * columns(problem, config) * operand_bytes(problem, limits)
-    if limits.arch[0] == "hip":  # there W_hh lies in registers
-        weights = footprint(problem, config, limits).shared
-    shared = weights + limits.shared_reserved_per_block
+    in_registers = limits.arch[0] == "hip"  # there W_hh takes no shared memory
+    least = footprint(problem, config, limits).shared if in_registers else weight_bytes(problem, config, limits)
+    shared = least + limits.shared_reserved_per_block
     threads = config.num_warps * limits.warp_size
     per_sm = min(limits.shared_per_sm // shared, limits.max_threads_per_sm // threads, limits.max_blocks_per_sm)
     if need > per_sm * limits.num_sms:

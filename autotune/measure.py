@@ -1,23 +1,29 @@
-"""Run candidates in a child process that can be killed: one that waits for ever costs its time-out and no more."""
+"""Measure one candidate, in this process: its results against another config's, then its time.
+
+From the question to the answer: `Job` -> `run` (`difference`, `time_call`) on `inputs` that are the same for every
+candidate -> `Result`. `processes` sends jobs to where a candidate that never ends can be killed.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .job import Job, Result
-from .own_cells import import_modules, modules_of_own_cells
-
-TIMEOUT_S = 60.0
-"""For one candidate, compilation included. A wait in a kernel ends by itself after about a second."""
+from ..kernels.cell_spec import find_cell
+from ..kernels.config import Config
+from ..kernels.extras import Extras
+from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer
+from ..kernels.plan import Reason
+from ..kernels.problem import Problem
+from ..kernels.resources import H100, from_device
+from ..kernels.stall import StalledError, raise_if_stalled
+from .candidates import choose
+from .store import L2
 
 
 class MeasurementRefusedError(RuntimeError):
@@ -35,115 +41,295 @@ def require_gpu(device: torch.device) -> None:
         raise MeasurementRefusedError("no kernel has run on an AMD GPU yet: the modules run torch's own op there.")
 
 
-class Child:
-    """A process that runs jobs one after the other and is replaced when it dies or is killed."""
+@dataclass(frozen=True)
+class Job:
+    """config, keep:  what to run.
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        self.timeout_s = timeout_s
-        self._process: Any = None
-        self._connection: Connection | None = None
-
-    def run(self, job: Job, timeout_s: float | None = None) -> Result:
-        """The result of a job within `timeout_s` seconds (default: those of the constructor)."""
-        connection = self._start()
-        limit = self.timeout_s if timeout_s is None else timeout_s
-        try:
-            connection.send(job)
-            if not connection.poll(limit):
-                self.close()
-                return Result("killed", f"no result within {limit:.3g} s")
-            return connection.recv()
-        except (EOFError, OSError):
-            self._process.join(5)
-            status = self._process.exitcode
-            self.close()
-            return Result("failed", f"its process died with status {status}")
-
-    def _start(self) -> Connection:
-        if self._connection is None:
-            # Spawned: a forked process cannot use CUDA.
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(
-                target=_serve, args=(theirs, modules_of_own_cells()), daemon=True, name="holdfast tuner"
-            )
-            self._process.start()
-            theirs.close()
-            if not self._connection.poll(120):  # torch and Triton take seconds to import
-                self.close()
-                raise RuntimeError(
-                    "the tuner's child process did not start within 120 s; is the machine out of memory?"
-                )
-            try:
-                self._connection.recv()
-            except EOFError:
-                self.close()
-                raise RuntimeError(
-                    "the tuner's child process ended before it had started: see its error above"
-                ) from None
-        return self._connection
-
-    def close(self) -> None:
-        """End the process, whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._connection is not None:
-            self._connection.close()
-        self._process = self._connection = None
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-class Children:
-    """Several processes that run jobs side by side, for their compilations alone.
-
-    A launch compiles in its own process, one kernel after the other; run here before, it finds them in Triton's disk
-    cache. Results are left aside: what runs beside others may wait longer than it would alone.
+    reference:   a config whose results these are compared with.
+    length:      steps of the sequence that is timed.
+    device:      "cuda:0"; "cpu" runs the candidate in the interpreter, where nothing is timed.
+    untimed:     end after the comparison; the kernels then lie in Triton's disk cache.
+    best_us:     the best median so far with a warm L2; what is far from it is given up early.
     """
 
-    def __init__(self, count: int | None = None) -> None:
-        self._children = [Child() for _ in range(count or max(1, min(8, (os.cpu_count() or 1) // 2)))]
-
-    def run_all(self, jobs: Sequence[Job], deadline: float, advance: Callable[[int], None] = lambda _: None) -> None:
-        """Run every job that can begin before `deadline` (of `time.monotonic()`)."""
-        free: SimpleQueue[Child] = SimpleQueue()
-        for child in self._children:
-            free.put(child)
-
-        def run(job: Job) -> None:
-            left = deadline - time.monotonic()
-            if left > 0:
-                child = free.get()
-                try:
-                    child.run(job, min(child.timeout_s, max(1.0, left)))
-                finally:
-                    free.put(child)
-
-        with ThreadPoolExecutor(len(self._children)) as pool:
-            for done, _ in enumerate(pool.map(run, jobs), start=1):
-                advance(done)
-
-    def __enter__(self) -> Children:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for child in self._children:
-            child.close()
+    problem: Problem
+    config: Config
+    keep: Keep
+    reference: Config
+    length: int
+    device: str
+    best_us: float | None = None
+    untimed: bool = False
 
 
-def _serve(connection: Connection, own_cells: tuple[str, ...]) -> None:
-    from .candidate import run
+class Quantiles(NamedTuple):
+    """Microseconds of one call over `repeats` calls. stopped: given up after a few."""
 
-    import_modules(own_cells)
-    connection.send("ready")
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        connection.send(run(job))
+    p20: float
+    p50: float
+    p80: float
+    repeats: int
+    stopped: bool = False
+
+
+Status = Literal["timed", "stopped", "right", "not run", "wrong", "failed", "killed"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """timed:    both times are there.
+    stopped:  given up early: it cannot win; the warm time is that of a few calls.
+    right:    it ran with the reference's results; no time was asked for, or it ran in the interpreter.
+    not run:  a rehearsal would take too long.
+    wrong:    its results are not the reference's; no time.
+    failed:   it raised, or its process died.
+    killed:   it took longer than it may, and its process was ended.
+    """
+
+    status: Status
+    why: str = ""
+    warm: Quantiles | None = None
+    cold: Quantiles | None = None
+
+
+COMPARED_STEPS = 8
+"""Results are compared over a few steps: rounding grows with every further one, mistakes show at once."""
+
+
+def run(job: Job) -> Result:
+    """Compare, then time. Never raises: what a candidate does wrong is its result."""
+    try:
+        return _run(job)
+    except StalledError as error:
+        return Result("failed", f"stalled: {error}")
+    except Exception as error:  # whatever a compiler or a launch raises is the finding here
+        return Result("failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+class _Layer(NamedTuple):
+    """What is compared and timed: a layer's loop with a config, on `inputs` of this length."""
+
+    problem: Problem
+    config: Config
+    keep: Keep
+    length: int
+    device: torch.device
+
+
+def _run(job: Job) -> Result:
+    device = torch.device(job.device)
+    layer = _Layer(job.problem, job.config, job.keep, job.length, device)
+    with _interpreted(device):
+        few = layer._replace(length=min(COMPARED_STEPS, job.length))
+        expected = _results(few._replace(config=job.reference))
+        why = difference(_results(few), expected, job.problem)
+        if why:
+            return Result("wrong", why)
+        if device.type == "cpu":
+            return Result("right", f"{few.length} steps in the interpreter, untimed")
+        if job.untimed:
+            return Result("right")
+        call = _call(layer)
+        call()
+        torch.cuda.synchronize(device)
+        raise_if_stalled(device)
+        warm = time_call(call, device, "warm", job.best_us)
+        cold = None if warm.stopped else time_call(call, device, "cold")
+        raise_if_stalled(device)
+    return Result("stopped" if warm.stopped else "timed", "", warm, cold)
+
+
+def _interpreted(device: torch.device) -> AbstractContextManager[object]:
+    if device.type != "cpu":
+        return nullcontext()
+    from ..kernels.interpreter import interpret
+
+    return interpret()
+
+
+@lru_cache(maxsize=4)
+def _results(layer: _Layer) -> tuple[torch.Tensor, ...]:
+    """Remembered for the reference, which every candidate is compared with."""
+    results = _call(layer)()
+    if layer.device.type == "cuda":
+        torch.cuda.synchronize(layer.device)
+    raise_if_stalled(layer.device)
+    return tuple(results)
+
+
+def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], problem: Problem) -> str | None:
+    """Why two configs' results are not the same function; None where rounding explains every difference.
+
+    Allowed is 8 times the rounding error of the products' dtype, of the largest number in the tensor: sums in another
+    order differ by a unit or two in the last place, a wrong index by the number itself.
+    """
+    rounding = torch.finfo(torch.float16 if problem.precision == "tf32" else problem.dtype).eps
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        a, b = one.double(), other.double()
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return f"result {index} is not finite where the reference is"
+        error = (a - b).nan_to_num().abs().max().item() if a.numel() else 0.0
+        allowed = 8 * rounding * max(b.nan_to_num().abs().max().item() if b.numel() else 0.0, 1e-3)
+        if error > allowed:
+            return f"result {index} differs by {error:.2g} from {allowed:.2g} that rounding explains"
+    return None
+
+
+def _call(layer: _Layer) -> Callable[[], Sequence[torch.Tensor]]:
+    """The layer as a function that returns y and final states, or all gradients."""
+    problem, config, keep, length, device = layer
+    x, weights, extras = inputs(problem, length, device)
+    if problem.phase == "forward":
+
+        def forward() -> Sequence[torch.Tensor]:
+            y, final, _ = forward_layer(problem, config, x, weights, keep=keep, extras=extras)
+            return y, *final
+
+        return forward
+
+    before = replace(problem, phase="forward")
+    choice = choose(before, H100 if device.type == "cpu" else from_device(device))
+    if isinstance(choice, Reason):
+        raise RuntimeError(f"no forward pass whose gradients it could compute: {choice}")
+    y, final, residuals = forward_layer(before, choice, x, weights, keep=keep, extras=extras)
+    generator = torch.Generator().manual_seed(1)
+    dy, *d_final = (torch.randn(t.shape, generator=generator).to(t) for t in (y, *final))
+
+    def backward() -> Sequence[torch.Tensor]:
+        found = backward_layer(
+            problem, config, x, weights, None, y, residuals, dy, d_final, needs_dx=False, extras=extras
+        )
+        return [*found.initial, *found.reset_state, *(g for w in found.weights for g in w if g is not None)]
+
+    return backward
+
+
+INPUT_SIZE = 16
+"""Few inputs, so that the time loop is nearly all of the call; the projection's results are as large as ever."""
+
+RESETS = 1 / 64
+"""Share of steps that begin an episode or a document."""
+
+DROPOUT, ZONEOUT = 0.25, 0.1
+
+
+class Inputs(NamedTuple):
+    x: torch.Tensor
+    weights: list[LayerWeights]
+    extras: Extras
+
+
+def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
+    """x [T, B, INPUT_SIZE] (packed: [rows, INPUT_SIZE]), uniform weights and every feature that the problem names.
+
+    Lengths are spread evenly over the upper half of [1, T], the longest first.
+    """
+    generator = torch.Generator().manual_seed(0)
+    cell, hidden, batch, directions = (
+        find_cell(problem.cell),
+        problem.hidden_size,
+        problem.batch_size,
+        problem.directions,
+    )
+    bound = hidden**-0.5
+
+    def uniform(*shape: int) -> torch.Tensor:
+        numbers = torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
+        return numbers.to(device, problem.dtype)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    rows = cell.gates * hidden
+    weights = [
+        LayerWeights(
+            uniform(rows, INPUT_SIZE),
+            uniform(rows, hidden),
+            uniform(rows),
+            uniform(rows),
+            *((uniform(cell.parameters, hidden),) if cell.parameters else ()),
+        )
+        for _ in range(directions)
+    ]
+    has = set(problem.features)
+    lengths = torch.linspace(length, (length + 1) // 2, batch).round().long()
+    counts = (lengths[None, :] > torch.arange(length)[:, None]).sum(1)  # rows of each step of a packed sequence
+    steps_and_rows = (int(counts.sum()),) if "packed" in has else (length, batch)
+    given: dict[str, Any] = {}
+    if has & {"lengths", "packed"}:
+        given["lengths"] = lengths
+    if "packed" in has:
+        given["starts"] = counts.cumsum(0) - counts
+    if "resets" in has:
+        given["resets"] = draw(length, batch) < RESETS
+    if "reset_state" in has:
+        given["reset_state"] = tuple(draw(directions, batch, hidden) - 0.5 for _ in range(cell.states))
+    if "recurrent_dropout" in has:
+        given["dropout"] = (draw(directions, batch, hidden) >= DROPOUT) / (1 - DROPOUT)
+    if "zoneout" in has:
+        shape = (*steps_and_rows, directions * hidden)
+        given["zoneout"] = tuple((draw(*shape) < ZONEOUT).to(torch.uint8) for _ in range(cell.states))
+    x = torch.randn(*steps_and_rows, INPUT_SIZE, generator=generator).to(device, problem.dtype)
+    extras = Extras(**{name: _to(value, device, problem.dtype) for name, value in given.items()})
+    return Inputs(x, weights, extras)
+
+
+def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_to(each, device, dtype) for each in value)
+    keeps_its_dtype = value.dtype in (torch.bool, torch.int64)
+    return value.to(device) if keeps_its_dtype else value.to(device, dtype)
+
+
+FEWEST, MOST = 5, 100
+"""Calls that are timed, and at most how many."""
+
+SPEND_US = 50_000.0
+"""About what all calls of one timing take together."""
+
+LOSES_BY = 1.3
+"""A call is given up when its first few runs all take this much longer than the best call known."""
+
+_TRIES = 3
+_HEAD_START_CLOCKS = 1_000_000
+"""The GPU sleeps this long, about half a millisecond, while the host queues a call: gaps of the host are not timed."""
+
+
+def time_call(call: Callable[[], object], device: torch.device, l2: L2, best_us: float | None = None) -> Quantiles:
+    """Time a call that has run before, so that it is compiled.
+
+    best_us:  the median to beat; None: every call is timed to its end.
+
+    Raises what the call raises.
+    """
+    with torch.cuda.device(device):
+        # Twice the cache: one write of it leaves nothing of what was there.
+        cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+        flush = torch.empty(2 * cache_bytes, dtype=torch.int8, device=device) if l2 == "cold" else None
+        first = _time(call, flush, _TRIES)
+        if best_us is not None and min(first) > LOSES_BY * best_us:
+            return quantiles(first, stopped=True)
+        repeats = round(SPEND_US / max(min(first), 1.0))
+        return quantiles(_time(call, flush, min(MOST, max(FEWEST, repeats))))
+
+
+def _time(call: Callable[[], object], flush: torch.Tensor | None, repeats: int) -> list[float]:
+    pairs = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if flush is not None:
+            flush.zero_()
+        torch.cuda._sleep(_HEAD_START_CLOCKS)
+        start.record()
+        call()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize()
+    return [1e3 * start.elapsed_time(end) for start, end in pairs]
+
+
+def quantiles(times: list[float], stopped: bool = False) -> Quantiles:
+    """The 20th, 50th and 80th percentile of times, by the nearest of them."""
+    ordered = sorted(times)
+    p20, p50, p80 = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))
+    return Quantiles(p20, p50, p80, len(times), stopped)

@@ -1,28 +1,44 @@
 """Which config runs: the one pinned by the caller, else the user's tuning result, else a shipped one, else the
-heuristic's."""
+heuristic's.
+
+Downwards from `select`, which every layer asks, to the entry that is looked up and what is said where none is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 
 from ..kernels.config import Config
+from ..kernels.describe import least_grid
 from ..kernels.executor import interpreting
 from ..kernels.layer import Keep
 from ..kernels.plan import Plan, Reason
-from ..kernels.problem import Problem
-from ..kernels.resources import H100, DeviceLimits, from_device
-from . import on_miss, store
-from .heuristic import choose
-from .key import LengthClass, key_of, length_class
-from .lookup import Found, lookup, near_misses
-from .modes import current_mode
-from .space import effective_keep
+from ..kernels.problem import Phase, Problem
+from ..kernels.resources import H100, DeviceLimits, from_device, resident_programs
+from . import current_mode, on_miss, store
+from .candidates import choose
+from .files import SHIPPED, user_cache
+from .identity import (
+    SHIPPED_MAY_DIFFER,
+    Fingerprint,
+    Key,
+    LengthClass,
+    effective_keep,
+    fingerprint,
+    key_of,
+    length_class,
+    problem_of,
+    usual_keep,
+)
+from .store import Entry, EntryError, Store, Timing
 
 _pinned: ContextVar[Config | None] = ContextVar("holdfast_pinned_config", default=None)
 
@@ -55,7 +71,8 @@ def select(
         return Plan(problem, "eager", reasons=(_ROCM,))
     limits = limits_of(device)
     if may_tune and current_mode() == "tune-on-miss" and _pinned.get() is None:
-        on_miss.settle(key_of(problem, length), device, limits)
+        key = key_of(problem, length)
+        on_miss.settle(key, device, lambda: lookup(key, usual_keep(problem), limits, store.generation).entry)
     return select_for(problem, limits, keep=keep, length=length)
 
 
@@ -82,10 +99,11 @@ def _plan(
         return Plan(problem, "eager", reasons=(choice,))
     # A key has no exact batch size, so that a new one costs a look into memory and not into a file.
     key = replace(key_of(problem), length=length)
-    effective = effective_keep(problem, keep) if keep else _usual_keep(problem)
+    effective = effective_keep(problem, keep) if keep else usual_keep(problem)
     found = Found()
     if mode == "tune-on-miss" and on_miss.is_agreed(key):
-        found = on_miss.agreed(key, effective, limits)
+        entry = on_miss.agreed(key)
+        found = _usable(entry, "rank 0", effective, limits) if entry else Found(notes=("rank 0 has no tuning result",))
     elif mode != "off":
         found = lookup(key, effective, limits, generation)
     if found.config is not None:
@@ -102,16 +120,147 @@ def explained(plan: Plan, device: torch.device | DeviceLimits, *, length: int | 
         return plan
     if current_mode() == "off":
         return replace(plan, notes=('autotune.mode is "off": no tuning result is looked for',))
-    limits = device if isinstance(device, DeviceLimits) else H100 if interpreting() else _limits(device)
+    limits = device if isinstance(device, DeviceLimits) else limits_of(device)
     key = key_of(plan.problem, length)
-    found = lookup(key, _usual_keep(plan.problem), limits, store.generation)
+    found = lookup(key, usual_keep(plan.problem), limits, store.generation)
     return replace(plan, notes=found.notes + near_misses(key, limits))
-
-
-def _usual_keep(problem: Problem) -> Keep:
-    return effective_keep(problem, "nothing" if problem.phase == "forward" else "save")
 
 
 _ROCM = Reason("rocm_unverified", "the kernels compile for AMD GPUs, but nobody has run them on one")
 
 _limits = cache(from_device)
+
+
+TRAINING: tuple[Keep, ...] = ("save", "recompute")
+PHASES: tuple[Phase, ...] = ("forward", "backward")
+
+
+def faster_keep(problem: Problem, limits: DeviceLimits, *, length: int | None = None) -> Keep | None:
+    """The `keep` whose forward and backward pass together took less time where this problem was tuned.
+
+    None where tuning results are off, or not both phases were timed with both. Memory is not asked about.
+    """
+    if current_mode() == "off":
+        return None
+    keys = tuple(key_of(replace(problem, phase=phase), length) for phase in PHASES)
+    return _faster(problem, keys, limits, store.generation)
+
+
+@lru_cache(maxsize=1024)
+def _faster(problem: Problem, keys: tuple[Key, ...], limits: DeviceLimits, generation: int) -> Keep | None:
+    times: dict[Keep, float] = {}
+    for keep in TRAINING:
+        total = 0.0
+        for phase, key in zip(PHASES, keys, strict=True):
+            effective = effective_keep(replace(problem, phase=phase), keep)
+            entry = lookup(key, effective, limits, generation).entry
+            best = entry.best(effective) if entry is not None else None
+            if best is None:
+                return None
+            total += best.p50_us
+        times[keep] = total
+    return min(times, key=times.__getitem__)
+
+
+class UnusableEntryWarning(UserWarning):
+    """A tuning result was found and cannot be used; the heuristic's config runs in its place."""
+
+
+class Found(NamedTuple):
+    """config and origin ("user cache", "shipped"), or neither; notes say what was there and not used."""
+
+    config: Config | None = None
+    origin: str = ""
+    notes: tuple[str, ...] = ()
+    entry: Entry | None = None
+
+
+@lru_cache(maxsize=4096)
+def lookup(key: Key, keep: Keep, limits: DeviceLimits, generation: int) -> Found:
+    """The tuned config of a key, from the user's cache or from those shipped, or why there is none.
+
+    generation:  `store.generation`; results are kept until it changes.
+
+    Warns with UnusableEntryWarning of a file that should hold the result and cannot be used.
+    """
+    here = fingerprint(problem_of(key), limits)
+    notes: tuple[str, ...] = ()
+    for origin, place in stores():
+        try:
+            entry = _load(origin, place, key, here)
+        except EntryError as error:
+            notes += (f"{origin}: {error}",)
+            warnings.warn(f"holdfast: {notes[-1]}; clear it with `holdfast tune --clear`", UnusableEntryWarning, 2)
+            continue
+        if entry is None:
+            continue
+        found = _usable(entry, origin, keep, limits)
+        if found.config is not None:
+            return found._replace(notes=notes)
+        notes += found.notes
+    return Found(notes=notes)
+
+
+def stores() -> tuple[tuple[str, Store], ...]:
+    """Where results are looked for, in this order."""
+    return ("user cache", Store(user_cache())), ("shipped", Store(SHIPPED))
+
+
+def _load(origin: str, place: Store, key: Key, here: Fingerprint) -> Entry | None:
+    if origin == "user cache":
+        return place.load(key, here)
+    wanted = here.asdict()
+    return place.load_any(key, here.gpu, lambda there: not _differences(wanted, there.asdict(), SHIPPED_MAY_DIFFER))
+
+
+def _usable(entry: Entry, origin: str, keep: Keep, limits: DeviceLimits) -> Found:
+    """The entry's best config for this GPU, or why there is none."""
+    best = entry.best(keep)
+    if best is None:
+        return Found(notes=(f"{origin}: the entry of {entry.key.name} has no complete timing with keep={keep!r}",))
+    why = cannot_run(problem_of(entry.key), best, limits)
+    return Found(notes=(f"{origin}: {best.config} {why}",)) if why else Found(best.config, origin, (), entry)
+
+
+def cannot_run(problem: Problem, timing: Timing, limits: DeviceLimits) -> str | None:
+    """Why a config cannot run on this GPU, from what its compiled kernel needed where it was tuned.
+
+    A team that is not resident as a whole would wait for ever; `launch` looks once more at the kernel itself.
+    """
+    if timing.shared > limits.shared_per_block:
+        return f"needs {timing.shared} bytes of shared memory, {limits.name} gives {limits.shared_per_block}"
+    need = least_grid(problem, timing.config)
+    resident = resident_programs(
+        limits, registers=timing.registers, num_warps=timing.config.num_warps, shared=timing.shared
+    )
+    if resident < need:
+        return f"needs {need} programs resident at once, {limits.name} holds {resident}"
+    return None
+
+
+def near_misses(key: Key, limits: DeviceLimits) -> tuple[str, ...]:
+    """For each store that has entries but not this one: the nearest, and every field in which it differs."""
+    wanted = _fields(key, fingerprint(problem_of(key), limits))
+    notes = []
+    for origin, place in stores():
+        may_differ = SHIPPED_MAY_DIFFER if origin == "shipped" else frozenset()
+        entries = []
+        for _, entry in place.entries():
+            if not isinstance(entry, EntryError):
+                found = _fields(entry.key, entry.fingerprint)
+                entries.append((_differences(wanted, found, may_differ), entry.key.cell != key.cell, found))
+        if not entries:
+            continue
+        different, _, found = min(entries, key=lambda e: (len(e[0]), e[1]))
+        if different:
+            words = ", ".join(f"{name} (there {found[name]}, here {wanted[name]})" for name in different)
+            notes.append(f"{origin}: the nearest of {len(entries)} entries differs in {words}")
+    return tuple(notes)
+
+
+def _fields(key: Key, where: Fingerprint) -> dict[str, Any]:
+    return key.asdict() | {"features": key.features} | where.asdict()
+
+
+def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any], may_differ: frozenset[str]) -> list[str]:
+    return [name for name, value in wanted.items() if found[name] != value and name not in may_differ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from triton._C.libtriton import ir
 from triton.compiler.compiler import make_backend
 
-from .targets import gpu_target
+from .offline import CompiledReport, gpu_target
 
 # Ops that compute or forward an address, and ops that read through one. An op in neither list that takes an address
 # counts as both, so an op that a later Triton invents makes the check stricter, never blind.
@@ -52,6 +52,18 @@ class _Module:
     """Region -> its entry block's arguments."""
     all_arguments: dict[int, set[int]]
     """Region -> the arguments of all its blocks."""
+
+
+def weight_loads_in_loop(report: CompiledReport, argument: str) -> int:
+    """Number of loads in the kernel's loops whose address derives from the argument of this name, "layer.w_hh".
+
+    0 proves that the weights are resident: see `loads_in_loop` for what counts. Raises ValueError where the
+    kernel has no such argument at run time, or never loads through it.
+    """
+    positions = [position for position, name in enumerate(report.arguments) if name == argument]
+    if not positions:
+        raise ValueError(f"the kernel has no argument {argument!r}; it has {', '.join(report.arguments)}")
+    return loads_in_loop(report.ttgir, positions)
 
 
 def loads_in_loop(ttgir: str, positions: Collection[int]) -> int:

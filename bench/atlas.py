@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from ..autotune.candidates import choose
 from ..autotune.compile_many import Request, compile_many
-from ..autotune.footprint import footprint
-from ..autotune.heuristic import choose
+from ..autotune.constraints import footprint
 from ..autotune.tune import flaw
 from ..kernels.config import Config
 from ..kernels.describe import least_grid

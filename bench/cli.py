@@ -134,7 +134,7 @@ def compile_report(
 ) -> None:
     """Compile what the heuristic chooses, without a GPU, and table its registers, spills and shared memory."""
     make_folder(out)
-    from ..autotune.targets import TARGETS
+    from ..autotune.offline import TARGETS
     from .compile_report import run
     from .compile_summary import summary
     from .tables import print_table

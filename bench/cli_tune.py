@@ -88,7 +88,7 @@ def tune(
     loaded_cells(load, cell)
     import torch
 
-    from ..autotune.folders import user_cache
+    from ..autotune.files import user_cache
     from ..autotune.measure import MeasurementRefusedError, require_gpu
     from ..autotune.store import Store
     from .tuning import Options, print_results, tune_list
@@ -144,7 +144,7 @@ def _limits(device: object, gpu: str) -> DeviceLimits:
 
 
 def _look_after_the_store(show: bool, export_to: Path | None, import_from: Path | None, clear: bool) -> None:
-    from ..autotune.folders import user_cache
+    from ..autotune.files import user_cache
     from ..autotune.store import Store
     from .cli import fail, make_folder
     from .tuning_store import print_store

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..autotune.candidates import choose
 from ..autotune.compile_many import Outcome, Request, compile_many, programs
-from ..autotune.heuristic import choose
-from ..autotune.targets import REFERENCE_DEVICE, TARGETS
+from ..autotune.offline import REFERENCE_DEVICE, TARGETS
 from ..kernels.cell_spec import CELLS, find_cell
 from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Precision, Problem
@@ -103,7 +103,7 @@ def quick_grid() -> list[Problem]:
 def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: bool = True) -> pd.DataFrame:
     """One row for each problem on each target: the config that the heuristic chooses, and what its kernel costs.
 
-    targets:   architecture names of `autotune.targets.TARGETS`; each stands for its reference device.
+    targets:   architecture names of `autotune.offline.TARGETS`; each stands for its reference device.
     progress:  show a bar on standard error.
 
     A problem has two rows on a target where its cell's gate values may be saved between the loops: with and without.

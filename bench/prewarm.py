@@ -15,14 +15,14 @@ from dataclasses import replace
 
 import torch
 
-from ..autotune.own_cells import import_modules, modules_of_own_cells
+from ..autotune.processes import import_modules, modules_of_own_cells
 from .case import Case, Phase
 from .floor import measure_floor
 from .numbers import Numbers
 from .providers import Holdfast
 
 STEPS = 32
-"""Long enough to count as a long sequence where a config is chosen (autotune.key)."""
+"""Long enough to count as a long sequence where a config is chosen (autotune.identity)."""
 
 MOST_PROCESSES = 8
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..autotune.candidates import candidates
 from ..autotune.constraints import CONSTRAINTS, refusal
 from ..autotune.cost import estimate
-from ..autotune.heuristic import candidates
 from ..kernels.config import Config
 from ..kernels.executor import interpreting
 from ..kernels.problem import Problem

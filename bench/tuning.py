@@ -13,16 +13,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..autotune.compile_many import Compilers
-from ..autotune.constants import constants_for
-from ..autotune.entry import Entry
-from ..autotune.key import key_of, problem_of
-from ..autotune.measure import Child, Children, require_gpu
-from ..autotune.quality import NO_MEASUREMENTS, heuristic_quality
-from ..autotune.space import keeps
-from ..autotune.store import Store
-from ..autotune.table import rank_correlation
-from ..autotune.tune import CANDIDATES, Tuned, tune
+from ..autotune.cost import constants_for
+from ..autotune.identity import keeps, key_of, problem_of
+from ..autotune.measure import require_gpu
+from ..autotune.processes import Children, Workers
+from ..autotune.report import NO_MEASUREMENTS, heuristic_quality, rank_correlation
+from ..autotune.store import Entry, Store
+from ..autotune.tune import CANDIDATES, Setup, Tuned, tune
 from ..kernels.resources import DeviceLimits
 from .tables import print_table, to_markdown
 from .tuning_list import Wanted, share
@@ -62,7 +59,7 @@ def tune_list(wanted: Sequence[Wanted], options: Options, console: Console | Non
         TimeElapsedColumn(),
         console=console,
     )
-    with bar, Compilers() as compilers, Child() as child, Children() as children:
+    with bar, Workers(children=Children()) as workers:
         whole = bar.add_task(f"tuning {len(wanted)} problem(s)", total=len(wanted), note="")
         part = bar.add_task("", total=None, note="")
         for index, (problem, length) in enumerate(wanted):
@@ -77,15 +74,10 @@ def tune_list(wanted: Sequence[Wanted], options: Options, console: Console | Non
 
             result = tune(
                 problem,
-                options.limits,
-                store=options.store,
-                device=options.device,
+                Setup(options.limits, options.device, options.store, options.candidates),
                 length=length,
                 budget_s=share(left, len(wanted) - index),
-                candidates=options.candidates,
-                compilers=compilers,
-                child=child,
-                children=children,
+                workers=workers,
                 progress=show,
             )
             done.append(result)
@@ -169,7 +161,7 @@ def quality_line(entries: Sequence[Entry]) -> str:
 
 def store_quality() -> str:
     """The heuristic's quality over all tuning results that selection would look at: the user's and the shipped ones."""
-    from ..autotune.lookup import stores
+    from ..autotune.select import stores
 
     entries = [entry for _, store in stores() for _, entry in store.entries() if isinstance(entry, Entry)]
     return quality_line(entries)

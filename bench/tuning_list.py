@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast, get_args
 import torch
 from torch import nn
 
-from ..autotune.key import LengthClass
+from ..autotune.identity import LengthClass
 from ..cells.base import RecurrentBase
 from ..cells.dtypes import KERNEL_DTYPES
 from ..cells.planning import precision

@@ -7,10 +7,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from ..autotune.entry import Entry, EntryError
-from ..autotune.key import problem_of
-from ..autotune.space import keeps
-from ..autotune.store import Store
+from ..autotune.identity import keeps, problem_of
+from ..autotune.store import Entry, EntryError, Store
 from .tables import print_table
 from .tuning import quality_line
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from ..autotune.heuristic import choose
+from ..autotune.candidates import choose
 from ..kernels.config import Config
 from ..kernels.problem import Phase, Precision, Problem
 from ..kernels.resources import DeviceLimits

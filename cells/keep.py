@@ -28,8 +28,7 @@ def keep_of(module: RecurrentBase, call: Call) -> Keep:
         return module.keep
     if torch.compiler.is_compiling():
         return "save"  # to look at the sizes would compile anew for others
-    from ..autotune.keep import faster_keep
-    from ..autotune.select import limits_of
+    from ..autotune.select import faster_keep, limits_of
     from .planning import problem_of
 
     problem = problem_of(module, call)

@@ -32,8 +32,7 @@ from triton.compiler import ASTSource
 from triton.runtime.build import compile_module_from_src
 from triton.runtime.cache import get_cache_manager
 
-from holdfast.autotune.offline import run_time_arguments
-from holdfast.autotune.targets import gpu_target
+from holdfast.autotune.offline import gpu_target, run_time_arguments
 from holdfast.kernels import launch, layer
 from holdfast.kernels.config import Config
 from holdfast.kernels.loop.backward import backward

@@ -8,8 +8,7 @@ import re
 import pytest
 import torch
 
-from holdfast.autotune.offline import compile_offline
-from holdfast.autotune.targets import REFERENCE_DEVICE
+from holdfast.autotune.offline import REFERENCE_DEVICE, compile_offline
 from holdfast.kernels.config import Config
 from holdfast.kernels.describe import describe
 from holdfast.kernels.problem import Problem

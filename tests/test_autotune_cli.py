@@ -14,11 +14,9 @@ from typer.testing import CliRunner
 
 import holdfast
 from holdfast.autotune import store
-from holdfast.autotune.entry import Entry, Timing
-from holdfast.autotune.fingerprint import fingerprint
-from holdfast.autotune.heuristic import choose
-from holdfast.autotune.key import key_of
-from holdfast.autotune.store import Store
+from holdfast.autotune.candidates import choose
+from holdfast.autotune.identity import fingerprint, key_of
+from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.bench.atlas import KINDS, add_compiled, build_atlas, summary
 from holdfast.bench.cli import app
 from holdfast.bench.tuning_list import ListError, Wanted, of_model, read_list, share

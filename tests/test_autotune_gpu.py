@@ -9,16 +9,14 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.autotune import on_miss, store
-from holdfast.autotune.heuristic import choose
-from holdfast.autotune.job import Job
-from holdfast.autotune.key import key_of
-from holdfast.autotune.measure import Child
-from holdfast.autotune.modes import mode
+from holdfast.autotune import mode, on_miss, store
+from holdfast.autotune.candidates import choose
+from holdfast.autotune.identity import key_of
+from holdfast.autotune.measure import Job, time_call
+from holdfast.autotune.processes import Child
 from holdfast.autotune.select import select
 from holdfast.autotune.store import Store
-from holdfast.autotune.timing import time_call
-from holdfast.autotune.tune import tune
+from holdfast.autotune.tune import Setup, tune
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import from_device
 
@@ -49,7 +47,7 @@ def test_more_work_takes_longer_and_a_loser_is_given_up():
 def test_a_tuned_layer_runs_its_config(phase, cache):
     problem = replace(LSTM, phase=phase)
     limits = from_device(GPU)
-    tuned = tune(problem, limits, store=cache, device=GPU, candidates=4, budget_s=100)
+    tuned = tune(problem, Setup(limits, GPU, cache, candidates=4), budget_s=100)
     timed = tuned.table[tuned.table["status"] == "timed"]
     assert not timed.empty, tuned.table.to_string()
     assert (timed["p20_us"] <= timed["warm_us"]).all()

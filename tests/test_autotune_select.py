@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,15 +12,11 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.autotune import lookup, on_miss, store
-from holdfast.autotune.entry import Entry, Timing
-from holdfast.autotune.fingerprint import fingerprint
-from holdfast.autotune.heuristic import choose
-from holdfast.autotune.keep import faster_keep
-from holdfast.autotune.key import key_of, problem_of
-from holdfast.autotune.modes import _valid, current_mode, mode
-from holdfast.autotune.select import explained, pinned, select, select_for
-from holdfast.autotune.store import Store
+from holdfast.autotune import _valid, current_mode, mode, on_miss, store
+from holdfast.autotune.candidates import choose
+from holdfast.autotune.identity import fingerprint, key_of, problem_of
+from holdfast.autotune.select import UnusableEntryWarning, explained, faster_keep, pinned, select, select_for
+from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.problem import Problem
@@ -36,7 +33,7 @@ SHIPPED = Config("cooperative", 16, 16, 128, num_warps=8, exchange="barrier")
 def stores(tmp_path, monkeypatch) -> dict[str, Store]:
     """Empty stores in place of the user's and the package's."""
     monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "user"))
-    monkeypatch.setattr(lookup, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("holdfast.autotune.select.SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(on_miss, "_settled", set())
     monkeypatch.setattr(on_miss, "_agreed", {})
     store.changed()
@@ -123,7 +120,7 @@ def test_nothing_runs_that_the_heuristic_has_no_kernel_for(stores):
 def test_a_damaged_entry_is_a_miss_that_is_told_once(stores):
     path = stores["user cache"].add(entry(USERS))
     path.write_text(path.read_text()[:-50])
-    with pytest.warns(lookup.UnusableEntryWarning, match=r"cut off.*holdfast tune --clear"):
+    with pytest.warns(UnusableEntryWarning, match=r"cut off.*holdfast tune --clear"):
         assert select_for(PROBLEM, H100).origin == "heuristic"
     assert "cut off" in explained(select_for(PROBLEM, H100), H100).notes[0]
 
@@ -254,10 +251,10 @@ def test_nothing_is_tuned_while_a_graph_is_captured(monkeypatch):
     tuned = []
     monkeypatch.setattr(on_miss, "_tune", lambda key, device: tuned.append(key) or "")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    on_miss.settle(key_of(PROBLEM), torch.device("cuda"), H100)
+    on_miss.settle(key_of(PROBLEM), torch.device("cuda"), lambda: None)
     assert tuned == []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    on_miss.settle(key_of(PROBLEM), torch.device("cuda"), H100)
+    on_miss.settle(key_of(PROBLEM), torch.device("cuda"), lambda: None)
     assert tuned == [key_of(PROBLEM)]
 
 
@@ -273,8 +270,7 @@ RANK = """
 import os, sys, warnings
 import torch, torch.distributed as dist
 from datetime import timedelta
-from holdfast.autotune import on_miss, agreement
-from holdfast.autotune.modes import mode
+from holdfast.autotune import mode, on_miss
 from holdfast.autotune.select import select
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.problem import Problem
@@ -292,7 +288,7 @@ with interpret(), mode("tune-on-miss"):
         print(problem.cell, plan.config, plan.origin, sep=" | ", flush=True)
     if rank == 1:
         # Rank 0 never meets this layer: the wait ends, and the heuristic decides.
-        agreement.agree.__defaults__ = (timedelta(seconds=0.5),)
+        on_miss.agree.__defaults__ = (timedelta(seconds=0.5),)
         print("alone", select(Problem("gru", torch.bfloat16, 128, 16), cpu, may_tune=True).origin, flush=True)
 dist.barrier()
 os._exit(0)
@@ -334,3 +330,9 @@ def test_importing_autotune_costs_nothing():
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=1200)
     assert printed.stdout.strip() == "set()"
     assert Path(holdfast.autotune.__file__).name == "__init__.py"
+
+
+def test_the_folders_readme_has_every_file():
+    folder = Path(holdfast.autotune.__file__).parent
+    named = re.findall(r"\| `(\w+\.py)` \|", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted(path.name for path in folder.glob("*.py"))

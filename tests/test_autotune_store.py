@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast.autotune.entry import Entry, EntryError, Rejected, Timing, from_json, to_json
-from holdfast.autotune.fingerprint import fingerprint
-from holdfast.autotune.key import batch_class, key_of, length_class, problem_of
-from holdfast.autotune.store import Store, read
+from holdfast.autotune.identity import batch_class, fingerprint, key_of, length_class, problem_of
+from holdfast.autotune.store import Entry, EntryError, Rejected, Store, Timing, from_json, read, to_json
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import A100, H100
@@ -159,7 +157,7 @@ def test_values_that_no_run_could_have_written_are_refused(change):
     content = json.loads(to_json(entry(timing(100.0))))
     content["timings"][0] |= change
     del content["digest"]
-    from holdfast.autotune.entry import _digest
+    from holdfast.autotune.store import _digest
 
     with pytest.raises(EntryError, match="another version"):
         from_json(json.dumps(content | {"digest": _digest(content)}), "entry")

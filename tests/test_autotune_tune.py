@@ -11,18 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
-from holdfast.autotune import candidate, tune
-from holdfast.autotune.compile_many import Compilers, Outcome, Request, compile_many
-from holdfast.autotune.fingerprint import fingerprint
-from holdfast.autotune.heuristic import choose
-from holdfast.autotune.job import Job, Result
-from holdfast.autotune.key import key_of
-from holdfast.autotune.measure import Child, Children, MeasurementRefusedError, require_gpu
+from holdfast.autotune import measure, tune
+from holdfast.autotune.candidates import choose
+from holdfast.autotune.compile_many import Outcome, Request, compile_many
+from holdfast.autotune.identity import fingerprint, keeps, key_of
+from holdfast.autotune.measure import Job, MeasurementRefusedError, Quantiles, Result, quantiles, require_gpu
 from holdfast.autotune.offline import CompiledReport
-from holdfast.autotune.space import keeps
+from holdfast.autotune.processes import Child, Children, Compilers, Workers
+from holdfast.autotune.report import rank_correlation
 from holdfast.autotune.store import Store
-from holdfast.autotune.table import rank_correlation
-from holdfast.autotune.timing import Quantiles, quantiles
+from holdfast.autotune.tune import Setup
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import FEATURES, Problem
@@ -72,8 +70,8 @@ def gpu(monkeypatch) -> FakeGpu:
 
 
 def run(store: Store, gpu: FakeGpu, problem=LSTM, **options):
-    options = {"budget_s": 60.0, "candidates": 8} | options
-    return tune.tune(problem, H100, store=store, device=GPU, compilers=object(), child=gpu, **options)
+    setup = Setup(H100, GPU, store, options.pop("candidates", 8))
+    return tune.tune(problem, setup, workers=Workers(object(), gpu), **options)
 
 
 @pytest.fixture
@@ -165,7 +163,7 @@ def test_without_a_gpu_nothing_is_compiled_and_nothing_written(store, monkeypatc
     monkeypatch.setattr(tune, "compile_many", lambda *_, **__: pytest.fail("compiled"))
     for device in (torch.device("cpu"), *([] if torch.cuda.is_available() else [GPU])):
         with pytest.raises(MeasurementRefusedError, match="--rehearse"):
-            tune.tune(LSTM, H100, store=store, device=device)
+            tune.tune(LSTM, Setup(H100, device, store))
         with pytest.raises(MeasurementRefusedError, match=f"no kernel can be timed on {device}"):
             require_gpu(device)
     assert not list(store.root.rglob("*"))
@@ -174,15 +172,15 @@ def test_without_a_gpu_nothing_is_compiled_and_nothing_written(store, monkeypatc
 @pytest.fixture(scope="module")
 def workers():
     """Processes that take seconds to start, for all rehearsals."""
-    with Compilers(2) as compilers, Child(timeout_s=600) as child:
-        yield {"compilers": compilers, "child": child}
+    with Workers(Compilers(2), Child(timeout_s=600)) as workers:
+        yield workers
 
 
 @pytest.mark.xdist_group("tuner")
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_a_rehearsal_compiles_and_runs_but_times_nothing(phase, store, workers):
     problem = replace(SMALL, phase=phase)
-    tuned = tune.tune(problem, H100, store=store, device=None, candidates=2, budget_s=1200, **workers)
+    tuned = tune.tune(problem, Setup(H100, None, store, candidates=2), budget_s=1200, workers=workers)
     assert set(tuned.table["status"]) == {"right"}, tuned.table.to_string()
     assert tuned.table[["warm_us", "cold_us", "p20_us", "p80_us"]].isna().all(axis=None)
     assert (tuned.table["registers"] > 0).all()
@@ -198,7 +196,7 @@ class JobThatKillsItsProcess(Job):
 @pytest.mark.xdist_group("tuner")
 def test_a_child_that_hangs_or_dies_costs_one_job(workers):
     job = Job(SMALL, Config("single_cta", 16, 32, 32), "nothing", Config("single_cta", 16, 32, 32), 3, "cpu")
-    child = workers["child"]
+    child = workers.child
     hung = child.run(replace(job, config=Config("cooperative", 16, 16, 32)), timeout_s=0.0)
     assert (hung.status, hung.why) == ("killed", "no result within 0 s")
     fields = (job.problem, job.config, job.keep, job.reference, job.length, job.device)
@@ -209,7 +207,7 @@ def test_a_child_that_hangs_or_dies_costs_one_job(workers):
 
 def test_an_error_of_a_candidate_is_its_result():
     right = Config("single_cta", 16, 32, 32)
-    bad = candidate.run(Job(SMALL, replace(right, BLOCK_B=3), "nothing", right, 3, "cpu"))
+    bad = measure.run(Job(SMALL, replace(right, BLOCK_B=3), "nothing", right, 3, "cpu"))
     assert bad.status == "failed"
 
 
@@ -220,7 +218,7 @@ def test_a_candidate_with_features_computes_what_the_heuristics_config_does(feat
     choice = choose(problem, H100)
     other = random.choice([r.config for r in tune.search(problem, H100)[0] if r.config != choice])
     for keep in keeps(problem):
-        result = candidate.run(Job(problem, other, keep, choice, 5, "cpu"))
+        result = measure.run(Job(problem, other, keep, choice, 5, "cpu"))
         assert result.status == "right", (problem, other, keep, result.why)
 
 
@@ -240,12 +238,12 @@ def test_a_wrong_result_is_told_from_rounding(dtype):
     problem = replace(LSTM, dtype=dtype)
     exact = torch.randn(50, 40, dtype=torch.float64) / 3
     reference, other = exact.to(dtype), (exact * (1 + torch.finfo(dtype).eps * torch.randn(50, 40))).to(dtype)
-    assert candidate.difference([other], [reference], problem) is None
-    assert "differs by" in candidate.difference([reference.roll(1, 0)], [reference], problem)
+    assert measure.difference([other], [reference], problem) is None
+    assert "differs by" in measure.difference([reference.roll(1, 0)], [reference], problem)
     spoilt = reference.clone()
     spoilt[3, 4] = float("nan")
-    assert "not finite" in candidate.difference([spoilt], [reference], problem)
-    assert candidate.difference([spoilt], [spoilt], problem) is None
+    assert "not finite" in measure.difference([spoilt], [reference], problem)
+    assert measure.difference([spoilt], [spoilt], problem) is None
 
 
 def test_quantiles_are_times_that_were_measured():
@@ -269,7 +267,7 @@ def test_rank_correlation():
 def test_what_was_not_begun_by_the_deadline_is_not_compiled(workers):
     configs = [Config("single_cta", rows, 16, 16, warps) for rows in (16, 32, 64) for warps in (4, 8)]
     requests = [Request(replace(SMALL, hidden_size=16), config, "sm_90", device=H100) for config in configs]
-    outcomes = compile_many(requests, deadline=time.monotonic(), compilers=workers["compilers"])
+    outcomes = compile_many(requests, deadline=time.monotonic(), compilers=workers.compilers)
     assert len(outcomes) == len(requests)
     late = [o for o in outcomes.values() if "the time was up" in o.error]
     assert late

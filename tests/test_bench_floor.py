@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from holdfast.autotune.footprint import columns
-from holdfast.autotune.offline import compile_offline, weight_loads_in_loop
+from holdfast.autotune.constraints import columns
+from holdfast.autotune.offline import compile_offline
+from holdfast.autotune.ttgir import weight_loads_in_loop
 from holdfast.bench.floor import Exchange, Floor, ResidentWeights, exchange_constexprs, passes_of, weights_constexprs
 from holdfast.bench.floor_kernels import exchange_only, weights_only
 from holdfast.kernels.argument_types import signature_of

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from holdfast.autotune.constants import load_constants, save_constants
+from holdfast.autotune.cost import load_constants, save_constants
 from holdfast.bench import provenance
 from holdfast.bench.case import Case, input_flops, recurrent_flops
 from holdfast.bench.compare import compare, differences

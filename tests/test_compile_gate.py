@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from holdfast.autotune.targets import TARGETS
+from holdfast.autotune.offline import TARGETS
 from holdfast.bench.compile_report import KINDS, MANY_FEATURES, PHASES, TORCHS, build_report, full_grid, quick_grid
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.problem import Problem

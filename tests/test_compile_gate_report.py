@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from holdfast.autotune.compile_many import Compilers, Request, compile_many
+from holdfast.autotune.compile_many import Request, compile_many
+from holdfast.autotune.processes import Compilers
 from holdfast.bench import compile_report
 from holdfast.bench.compile_report import COLUMNS, build_report, full_grid, quick_grid, write_csv, write_markdown
 from holdfast.kernels.config import Config

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import holdfast
 from holdfast.autotune.compile_many import Request, compile_many
-from holdfast.autotune.own_cells import modules_of_own_cells
+from holdfast.autotune.processes import modules_of_own_cells
 from holdfast.autotune.select import pinned
 from holdfast.bench import check
 from holdfast.bench.cli import app

@@ -10,19 +10,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from holdfast.autotune import heuristic
+from holdfast.autotune.candidates import SPACE, Space, candidates, choose, configs, search
 from holdfast.autotune.compile_many import Request, compile_many
-from holdfast.autotune.constants import assumed, constants_for, load_constants, save_constants
 from holdfast.autotune.constraints import CONSTRAINTS, TUNED_CONSTRAINTS, refusal
-from holdfast.autotune.cost import estimate
-from holdfast.autotune.entry import Entry, Timing
-from holdfast.autotune.fingerprint import fingerprint
-from holdfast.autotune.folders import SHIPPED
-from holdfast.autotune.key import key_of
-from holdfast.autotune.quality import heuristic_quality
+from holdfast.autotune.cost import assumed, constants_for, estimate, load_constants, save_constants
+from holdfast.autotune.files import SHIPPED
+from holdfast.autotune.identity import effective_keep, fingerprint, keeps, key_of
+from holdfast.autotune.report import heuristic_quality
 from holdfast.autotune.source import source_digest
-from holdfast.autotune.space import SPACE, Space, configs, effective_keep, keeps, search
-from holdfast.autotune.store import Store
+from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.autotune.tune import flaw
 from holdfast.bench.compile_report import quick_grid
 from holdfast.kernels import cell_spec
@@ -45,7 +41,7 @@ def some_problem() -> Problem:
 @pytest.mark.parametrize("limits", KNOWN, ids=lambda limits: limits.name)
 def test_the_heuristics_choice_is_the_first_that_the_tuner_tries(limits):
     for problem in [*quick_grid(), *(some_problem() for _ in range(20))]:
-        choice = heuristic.choose(problem, limits)
+        choice = choose(problem, limits)
         ranked, refused = search(problem, limits)
         if isinstance(choice, Config):
             assert ranked[0].config == choice
@@ -57,7 +53,7 @@ def test_the_heuristics_choice_is_the_first_that_the_tuner_tries(limits):
 def test_the_space_is_wider_than_the_heuristics_table():
     for problem in (LSTM, replace(LSTM, phase="backward"), replace(LSTM, cell="gru", batch_size=64)):
         ranked, _ = search(problem, H100)
-        tilings = set(heuristic.candidates(problem, H100))
+        tilings = set(candidates(problem, H100))
         assert len({r.config for r in ranked} - tilings) > len(tilings)
 
 
@@ -262,4 +258,4 @@ def test_the_digest_sees_helpers_and_constants_but_no_comments(tmp_path, monkeyp
 
 
 def test_no_kernel_gives_the_reason():
-    assert isinstance(heuristic.choose(replace(LSTM, hidden_size=4000), H100), Reason)
+    assert isinstance(choose(replace(LSTM, hidden_size=4000), H100), Reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.autotune.machine_code import innermost_loops, loops, round_trips
+from holdfast.autotune.offline import innermost_loops, loops, round_trips
 
 LOAD = "@!P4 LDG.E.128.STRONG.SYS R{}, desc[UR10][R58.64]"
 USE = "LOP3.LUT R40, R{}, 0xffff, RZ, 0xc0, !PT"

@@ -4,9 +4,8 @@ import pytest
 import triton
 import triton.language as tl
 
-from holdfast.autotune.offline import CompiledReport, compile_offline, weight_loads_in_loop
-from holdfast.autotune.targets import TARGETS, gpu_target
-from holdfast.autotune.ttgir import loads_in_loop
+from holdfast.autotune.offline import TARGETS, CompiledReport, compile_offline, gpu_target
+from holdfast.autotune.ttgir import loads_in_loop, weight_loads_in_loop
 
 H, B = 64, 16
 

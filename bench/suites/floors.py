@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 import torch
 
-from ...autotune.constants import save_constants
+from ...autotune.cost import save_constants
 from ...kernels.config import Config, Exchange
 from ...kernels.problem import Phase, Problem
 from ...kernels.resources import from_device
@@ -38,7 +38,7 @@ def run(session: Session) -> None:
 
 
 def constants(table: pd.DataFrame) -> dict[str, tuple[float, str]]:
-    """What the rows of this suite say about the tuner's cost model, as `autotune.constants.save_constants` takes it.
+    """What the rows of this suite say about the tuner's cost model, as `autotune.cost.save_constants` takes it.
 
     The exchange is that of 48 programs at B=16 forwards, the team of an LSTM of 768.
     """

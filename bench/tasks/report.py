@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...autotune.replace_file import replace_file
+from ...autotune.files import replace_file
 from ..provenance import read_provenance
 from ..tables import to_markdown
 from .claim import claim_table, compare, reading

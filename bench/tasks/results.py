@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...autotune.replace_file import replace_file
+from ...autotune.files import replace_file
 
 SAMPLE_COLUMNS = ["task", "model", "seed", "text"]
 

@@ -1,14 +1,16 @@
-"""The config of a problem that nobody has tuned: feasible tilings, ranked by an estimate of a step.
+"""Which configs there are for a problem: the heuristic's table and its choice, and what the tuner may try besides.
 
-The tilings are those that compile for sm_80, sm_90, sm_100 and gfx942 without a spill (the compile
-gate checks every one that `choose` can return); their order is `cost.estimate`'s.
+The table's tilings are those that compile for sm_80, sm_90, sm_100 and gfx942 without a spill (the compile gate checks
+every one that `choose` can return); `cost.estimate` ranks them, as it ranks the tuner's wider space.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,9 +21,8 @@ from ..kernels.describe import dot_precision
 from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.resources import DeviceLimits
-from .constraints import CONSTRAINTS, refusal
-from .cost import estimate, has_wgmma
-from .footprint import columns, matrix_bytes, operand_bytes, weight_rows
+from .constraints import CONSTRAINTS, TUNED_CONSTRAINTS, columns, matrix_bytes, operand_bytes, refusal, weight_rows
+from .cost import Estimate, estimate, has_wgmma
 
 
 @lru_cache(maxsize=4096)
@@ -127,7 +128,7 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
 }
 
 
-def tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
+def _tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
     """The tilings of a problem's phase and products on a GPU's matrix unit."""
     if limits.arch[0] == "hip":
         return TILINGS[problem.phase, "amd"]
@@ -136,7 +137,7 @@ def tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
 
 
 def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
-    """All tilings that are considered, whether or not they fit this GPU."""
+    """All configs that the heuristic considers, whether or not they fit this GPU."""
     gates = find_cell(problem.cell).padded_gates
     block = max(16, triton.next_power_of_2(problem.hidden_size))
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
@@ -145,7 +146,7 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     if block <= 256 and (resident <= 512 or has_wgmma(limits)):
         wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
         yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
-    for tiling in tilings(problem, limits):
+    for tiling in _tilings(problem, limits):
         if tiling.aligned and problem.hidden_size % 16:
             continue
         if problem.hidden_size > _LARGE and find_cell(problem.cell).inner is not None:
@@ -178,3 +179,70 @@ nor for any feature beside a poll."""
 def _leaves_wgmma(problem: Problem, config: Config) -> bool:
     """Fewer than 64 rows are not Hopper's wgmma: a team of smaller programs only where nothing else fits."""
     return config.regime == "cooperative" and weight_rows(problem, config) < 64
+
+
+@dataclass(frozen=True)
+class Space:
+    """The values of each field of a Config.
+
+    A cooperative team takes every combination; one program (`single_cta`) holds all units, so that only its batch
+    tile, warps and stages are free. W_hh in shared memory or in registers is the compiler's choice and no field.
+    """
+
+    BLOCK_B: tuple[int, ...] = (16, 32, 64)
+    BLOCK_H: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    BLOCK_K: tuple[int, ...] = (32, 64, 128, 256, 512)
+    num_warps: tuple[int, ...] = (4, 8)
+    num_stages: tuple[int, ...] = (1, 2)
+    exchange: tuple[Exchange, ...] = ("dataflow", "barrier")
+    SPLIT_K: tuple[int, ...] = (1, 2, 4, 8)
+
+
+SPACE = Space()
+
+LARGEST_SINGLE_CTA = 256
+"""Units that one program is tried with: a W_hh of 512 units fits no SM in any dtype."""
+
+
+def configs(problem: Problem, limits: DeviceLimits, space: Space = SPACE) -> list[Config]:
+    """Every config of the space, each once, the heuristic's before the others."""
+    return list(dict.fromkeys(itertools.chain(candidates(problem, limits), _product(problem, space))))
+
+
+def _product(problem: Problem, space: Space) -> Iterator[Config]:
+    block = max(16, triton.next_power_of_2(problem.hidden_size))
+    if block <= LARGEST_SINGLE_CTA:
+        for rows, warps, stages in itertools.product(space.BLOCK_B, space.num_warps, space.num_stages):
+            yield Config("single_cta", rows, block, block, warps, stages)
+    splits = space.SPLIT_K if problem.phase == "backward" else (1,)
+    for values in itertools.product(
+        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, splits
+    ):
+        yield Config("cooperative", *values)
+
+
+class Ranked(NamedTuple):
+    config: Config
+    estimate: Estimate
+
+
+class Refused(NamedTuple):
+    """A config of the space that is not tried: the constraint's name, and its reason."""
+
+    config: Config
+    constraint: str
+    reason: str
+
+
+def search(problem: Problem, limits: DeviceLimits, space: Space = SPACE) -> tuple[list[Ranked], list[Refused]]:
+    """The configs that keep all constraints, the heuristic's choice first and then by estimate; and the others."""
+    ranked, refused = [], []
+    for config in configs(problem, limits, space):
+        broken = refusal(problem, config, limits, TUNED_CONSTRAINTS)
+        if broken is None:
+            ranked.append(Ranked(config, estimate(problem, config, limits)))
+        else:
+            refused.append(Refused(config, *broken))
+    choice = choose(problem, limits)
+    ranked.sort(key=lambda r: (r.config != choice, r.estimate.step_us))
+    return ranked, refused
