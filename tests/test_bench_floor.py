@@ -7,8 +7,15 @@ import torch
 
 from holdfast.autotune.footprint import columns
 from holdfast.autotune.offline import compile_offline, weight_loads_in_loop
-from holdfast.bench.floor import Exchange, Floor, ResidentWeights, exchange_constexprs, passes_of, weights_constexprs
-from holdfast.bench.floor_kernels import exchange_only, weights_only
+from holdfast.bench.method.floor import (
+    Exchange,
+    Floor,
+    ResidentWeights,
+    exchange_constexprs,
+    passes_of,
+    weights_constexprs,
+)
+from holdfast.bench.method.floor_kernels import exchange_only, weights_only
 from holdfast.kernels.config import Config
 from holdfast.kernels.describe import backend_options
 from holdfast.kernels.interpreter import interpret

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from holdfast.autotune.targets import TARGETS
-from holdfast.bench.compile_report import TORCHS, build_report, full_grid, quick_grid
+from holdfast.bench.output.compile_report import TORCHS, build_report, full_grid, quick_grid
 from holdfast.kernels.cell_spec import CELLS
 
 Rule = Callable[[pd.DataFrame], pd.Series]
