@@ -11,15 +11,15 @@ from contextlib import nullcontext
 
 import pandas as pd
 import torch
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.text import Text
 
 from ...kernels import interpreter
 from ...kernels.cell_spec import CELLS
 from ...kernels.layer import Keep
 from ..method.judge import Errors, worst
+from ..output.tables import print_table
 from .features import draw_call, errors_of
 from .layer import Case, check_case, check_gradients
 
@@ -116,21 +116,21 @@ def print_checks(table: pd.DataFrame, console: Console | None = None) -> None:
     """The worst case of each cell, regime, phase and dtype beside torch's own error."""
     console = console or Console()
     where = "interpreted on the CPU" if not torch.cuda.is_available() else "on the GPU"
-    printed = Table(
-        title=f"largest error against torch in float64, kernels {where}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    keys = ["cell", "regime", "phase", "dtype"]
-    for column in (*keys, "error", "torch's own", "allowed", ""):
-        printed.add_column(column, justify="left" if column in keys else "right", overflow="fold")
-    for key, group in table.groupby(keys, sort=False):
+    rows = []
+    for (cell, regime, phase, dtype), group in table.groupby(["cell", "regime", "phase", "dtype"], sort=False):
         worst = group.loc[(group["error"] / group["tolerance"]).fillna(float("inf")).idxmax()]
-        verdict = "[green]ok" if group["ok"].all() else "[red]WRONG"
-        numbers = (f"{worst[name]:.1e}" for name in ("error", "torch_error", "tolerance"))
-        # A short word for the regime: every row fits into 80 columns.
-        cell, regime, phase, dtype = key
-        printed.add_row(cell, regime.removeprefix("cooperative/"), phase, dtype, *numbers, verdict)
-    console.print(printed)
+        rows.append(
+            {
+                "cell": cell,
+                # A short word for the regime: every row fits into 80 columns.
+                "regime": regime.removeprefix("cooperative/"),
+                "phase": phase,
+                "dtype": dtype,
+                "error": f"{worst['error']:.1e}",
+                "torch's own": f"{worst['torch_error']:.1e}",
+                "allowed": f"{worst['tolerance']:.1e}",
+                "": Text("ok", "green") if group["ok"].all() else Text("WRONG", "red"),
+            }
+        )
+    print_table(pd.DataFrame(rows), console, title=f"largest error against torch in float64, kernels {where}")
     console.print("dataflow and barrier are the cooperative regime's two ways to exchange h.")
