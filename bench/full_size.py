@@ -1,7 +1,7 @@
 """Layers of useful size on a GPU: right first, then timed beside torch.nn in the same process.
 
 The errors are against torch.nn in float64 on the same device, allowed what torch.nn's own error in the same dtype
-allows (`tolerance`); a wrong kernel gets no time. Times are CUDA events around whole calls of the module, L2 cleared
+allows (`judge.py`); a wrong kernel gets no time. Times are CUDA events around whole calls of the module, L2 cleared
 before each (`triton.testing.do_bench`), medians with the 20th and 80th percentile.
 
     python -m holdfast.bench.full_size --out results        # on a GPU
@@ -11,7 +11,6 @@ before each (`triton.testing.do_bench`), medians with the 20th and 80th percenti
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ from ..cells.gru import GRU
 from ..cells.lstm import LSTM
 from ..cells.rnn import RNN
 from ..kernels.interpreter import interpret
-from .tables import print_table, to_markdown
-from .tolerance import compare_all
+from .method.judge import compare_all, worst
+from .output.tables import print_table, to_markdown
 
 _MODULES: dict[str, Any] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
 
@@ -144,11 +143,11 @@ def measure(shape: Shape, device: torch.device, timed: bool) -> dict[str, object
         [reference["y"], *reference.values()],
         torch.float16 if tf32 else shape.dtype,
     )
-    worst = max(errors, key=lambda e: e.ours / e.tolerance if e.tolerance else math.inf)
+    found = worst(errors)
     row |= {
-        "error": worst.ours,
-        "torch_error": worst.torchs,
-        "allowed": worst.tolerance,
+        "error": found.ours,
+        "torch_error": found.torchs,
+        "allowed": found.tolerance,
         "ok": all(e.ok for e in errors),
     }
     if timed and row["ok"]:

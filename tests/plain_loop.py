@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import holdfast
-from holdfast.bench.tolerance import compare_all, relative_error
+from holdfast.bench.method.judge import compare_all, relative_error
 from holdfast.cells.noise import Noise, draw
 
 ACTIVATIONS = {

@@ -17,9 +17,10 @@ from holdfast.autotune import store
 from holdfast.autotune.candidates import choose
 from holdfast.autotune.identity import fingerprint, key_of
 from holdfast.autotune.store import Entry, Store, Timing
-from holdfast.bench.atlas import KINDS, add_compiled, build_atlas, summary
 from holdfast.bench.cli import app
-from holdfast.bench.tuning_list import ListError, Wanted, of_model, read_list, share
+from holdfast.bench.output.atlas import KINDS, add_compiled, build_atlas, summary
+from holdfast.bench.tuning.problems import ListError, Wanted, of_model, read_list
+from holdfast.bench.tuning.run import share
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import H100, KNOWN, L4

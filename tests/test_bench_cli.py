@@ -13,15 +13,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from holdfast.bench import session
-from holdfast.bench.case import Case
 from holdfast.bench.cli import app
-from holdfast.bench.prewarm import kernels_alike, run_once
-from holdfast.bench.results import read
-from holdfast.bench.session import Options, Session
-from holdfast.bench.suites import features, flashrnn, grid, home
+from holdfast.bench.method.case import Case
+from holdfast.bench.method.results import read
+from holdfast.bench.suites import features, flashrnn, grid, home, session
 from holdfast.bench.suites.catalogue import ON_A_CPU, ON_A_GPU, SUITES
-from holdfast.bench.suites.tiny import rehearsal
+from holdfast.bench.suites.entries import Options, rehearsal
+from holdfast.bench.suites.prewarm import kernels_alike, run_once
+from holdfast.bench.suites.session import Session
 from holdfast.kernels.interpreter import interpret
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +134,7 @@ def test_suites_begin_with_the_shape_of_the_published_figures():
 
 
 def test_home_is_where_cudnn_has_its_persistent_kernel():
-    from holdfast.bench.cudnn_algorithm import cudnn_algorithm
+    from holdfast.bench.providers.cudnn_algorithm import cudnn_algorithm
 
     for entry in home.entries(False):
         for backward in (False, True):

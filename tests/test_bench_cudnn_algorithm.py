@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from holdfast.bench.case import Case
-from holdfast.bench.cudnn_algorithm import cudnn_algorithm
+from holdfast.bench.method.case import Case
+from holdfast.bench.providers.cudnn_algorithm import cudnn_algorithm
 
 H100 = {"capability": (9, 0), "num_sms": 132, "cudnn": 91500}
 HOME = {"cell": "lstm", "dtype": torch.float16, "hidden_size": 768, "batch_size": 16, "length": 1024}

@@ -8,8 +8,15 @@ import torch
 from holdfast.autotune.constraints import columns
 from holdfast.autotune.offline import compile_offline
 from holdfast.autotune.ttgir import weight_loads_in_loop
-from holdfast.bench.floor import Exchange, Floor, ResidentWeights, exchange_constexprs, passes_of, weights_constexprs
-from holdfast.bench.floor_kernels import exchange_only, weights_only
+from holdfast.bench.method.floor import (
+    Exchange,
+    Floor,
+    ResidentWeights,
+    exchange_constexprs,
+    passes_of,
+    weights_constexprs,
+)
+from holdfast.bench.method.floor_kernels import exchange_only, weights_only
 from holdfast.kernels.argument_types import signature_of
 from holdfast.kernels.cell_spec import find_cell
 from holdfast.kernels.config import Config

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from holdfast.bench.measure import FEWEST, MOST, Method, measure
+from holdfast.bench.method.measure import FEWEST, MOST, Method, measure
 
 CPU = torch.device("cpu")
 
@@ -112,7 +112,7 @@ def test_on_a_gpu_events_stand_around_each_call_and_the_cache_is_cleared_before(
             return 0.25  # milliseconds
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr("holdfast.bench.measure._flush", lambda device: lambda: log.append("clear"))
+    monkeypatch.setattr("holdfast.bench.method.measure._flush", lambda device: lambda: log.append("clear"))
     method = Method("events", "cold", seconds=0.01, repeats=2)
     (found,) = measure([lambda number: log.append("call")], method, copies=2, device=CPU)
     timed = log[3:]  # after the warm-up

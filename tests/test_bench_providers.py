@@ -9,16 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from holdfast.bench.case import Case
-from holdfast.bench.flashrnn import FlashRNN
-from holdfast.bench.host_overhead import HostSide
-from holdfast.bench.judge import Judge
-from holdfast.bench.loops import StepLoop
-from holdfast.bench.numbers import Numbers, segment_starts
-from holdfast.bench.providers import Holdfast, TorchNN, Unavailable, Untuned
-from holdfast.bench.session import PEER_FACTOR, Entry, Options, Session
+from holdfast.bench.method.case import Case
+from holdfast.bench.method.judge import Errors, Judge, worst
+from holdfast.bench.method.numbers import Numbers, segment_starts
+from holdfast.bench.providers.flashrnn import FlashRNN
+from holdfast.bench.providers.holdfast import Holdfast, Untuned
+from holdfast.bench.providers.loops import StepLoop
+from holdfast.bench.providers.provider import Unavailable
+from holdfast.bench.providers.torch_nn import TorchNN
+from holdfast.bench.providers.variants import HostSide, LoopAlone, Packed, Twin
+from holdfast.bench.suites.entries import Entry, Options
 from holdfast.bench.suites.features import same_tokens
-from holdfast.bench.variants import LoopAlone, Packed, Twin
+from holdfast.bench.suites.session import PEER_FACTOR, Session
 from holdfast.kernels.interpreter import interpret
 
 CPU = torch.device("cpu")
@@ -32,6 +34,17 @@ def judged(provider, case: Case, phase: str, seed: int = 0):
     prepared.call(1)
     prepared.call(0)
     return Judge(prepared.numbers or numbers)(prepared.results(), prepared.dtype, factor=1)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("wrong", [float("nan"), 1e-3])
+def test_the_worst_is_found_wherever_it_stands(place, wrong):
+    """NaN compares as neither more nor less: a plain maximum would pass over it."""
+    errors = [Errors(1e-9, 1e-8, 0.0)] * 3
+    errors[place] = Errors(wrong, 1e-8, 0.0)
+    assert worst(errors) is errors[place]
+    assert not worst(errors).ok
+    assert worst([Errors(0.0, 0.0, 0.0), *errors]) is errors[place]
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from holdfast.autotune.cost import load_constants, save_constants
-from holdfast.bench import provenance
-from holdfast.bench.case import Case, input_flops, recurrent_flops
-from holdfast.bench.compare import compare, differences
-from holdfast.bench.rates import Rates, gemm_us, loop_us_at_matrix_rate
-from holdfast.bench.report import duration, overview, shape_of, summary, write_report
-from holdfast.bench.results import COLUMNS, Results, medians, read
+from holdfast.bench.method import provenance
+from holdfast.bench.method.case import Case, input_flops, recurrent_flops
+from holdfast.bench.method.limits import Rates, gemm_us, loop_us_at_matrix_rate
+from holdfast.bench.method.results import COLUMNS, Results, medians, read, shape_of
+from holdfast.bench.output.compare import compare, differences
+from holdfast.bench.output.report import overview, summary, write_report
+from holdfast.bench.output.tables import duration
 from holdfast.bench.suites import host
 from holdfast.bench.suites.floors import constants
 from holdfast.kernels.resources import H100

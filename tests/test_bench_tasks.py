@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from holdfast.bench.demo.model import parameter_count
 from holdfast.bench.demo.text import Corpus, python_docs
-from holdfast.bench.tables import to_markdown
+from holdfast.bench.output.tables import to_markdown
 from holdfast.bench.tasks import run
 from holdfast.bench.tasks.actor_critic import DISCOUNT, TRACE, advantages
 from holdfast.bench.tasks.characters import Characters
-from holdfast.bench.tasks.claim import compare, epochs_until, reading
+from holdfast.bench.tasks.claim import compare, epochs_until, equal_hidden, reading
 from holdfast.bench.tasks.co2 import (
     STEP,
     WINDOW,
@@ -31,7 +31,6 @@ from holdfast.bench.tasks.co2 import (
     windows,
 )
 from holdfast.bench.tasks.digits import Digits
-from holdfast.bench.tasks.equal_hidden import equal_hidden
 from holdfast.bench.tasks.maze import FORWARD, LEFT, OBSERVATIONS, RIGHT, TMaze, mean_return
 from holdfast.bench.tasks.models import batches_of
 from holdfast.bench.tasks.registry import TASKS

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from holdfast.bench import check
+from holdfast.bench.check import run as check
 from holdfast.bench.cli import app
 
 COMMANDS = ("demo", "check", "compile-report", "info", "explain")

@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from holdfast.autotune.offline import TARGETS
-from holdfast.bench.compile_report import KINDS, MANY_FEATURES, PHASES, TORCHS, build_report, full_grid, quick_grid
+from holdfast.bench.output.compile_report import (
+    KINDS,
+    MANY_FEATURES,
+    PHASES,
+    TORCHS,
+    build_report,
+    full_grid,
+    quick_grid,
+)
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.problem import Problem
 

@@ -9,8 +9,8 @@ import torch
 
 from holdfast.autotune.compile_many import Request, compile_many
 from holdfast.autotune.processes import Compilers
-from holdfast.bench import compile_report
-from holdfast.bench.compile_report import COLUMNS, build_report, full_grid, quick_grid, write_csv, write_markdown
+from holdfast.bench.output import compile_report
+from holdfast.bench.output.compile_report import COLUMNS, build_report, full_grid, quick_grid, write_csv, write_markdown
 from holdfast.kernels.config import Config
 from holdfast.kernels.plan import Reason
 from holdfast.kernels.problem import Problem

@@ -17,10 +17,10 @@ import holdfast
 from holdfast.autotune.compile_many import Request, compile_many
 from holdfast.autotune.processes import modules_of_own_cells
 from holdfast.autotune.select import pinned
-from holdfast.bench import check
+from holdfast.bench.check import run as check
 from holdfast.bench.cli import app
-from holdfast.bench.results import read
-from holdfast.bench.tolerance import compare_all
+from holdfast.bench.method.judge import compare_all
+from holdfast.bench.method.results import read
 from holdfast.cells.reference import REFERENCES
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config

@@ -24,7 +24,7 @@ from holdfast.bench.demo.text import (
 )
 from holdfast.bench.demo.through_kernels import through_kernels
 from holdfast.bench.demo.train import Recipe, batches, bits_per_character, train
-from holdfast.bench.tables import to_markdown
+from holdfast.bench.output.tables import to_markdown
 
 cells = pytest.mark.parametrize("cell", CELLS)
 

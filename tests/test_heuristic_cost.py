@@ -20,7 +20,7 @@ from holdfast.autotune.report import heuristic_quality
 from holdfast.autotune.source import source_digest
 from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.autotune.tune import flaw
-from holdfast.bench.compile_report import quick_grid
+from holdfast.bench.output.compile_report import quick_grid
 from holdfast.kernels import cell_spec
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config

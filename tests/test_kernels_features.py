@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from holdfast.bench.feature_case import Call, draw_call, errors_of, small_config
+from holdfast.bench.check.features import Call, draw_call, errors_of, small_config
 from holdfast.cells.activations import ACTIVATIONS
 from holdfast.kernels import gemm, layer
 from holdfast.kernels.cell_spec import CELLS, find_cell

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from holdfast.bench.check import DTYPES, REGIMES, Case, Layer, check_case
+from holdfast.bench.check.layer import Case, Layer, check_case
+from holdfast.bench.check.run import DTYPES, REGIMES
 from holdfast.kernels import launch
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config

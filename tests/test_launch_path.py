@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 import holdfast
 from holdfast.autotune import select
-from holdfast.bench.feature_case import small_config
+from holdfast.bench.check.features import small_config
 from holdfast.kernels import executor, launch
 from holdfast.kernels.cell_spec import find_cell
 from holdfast.kernels.config import Config

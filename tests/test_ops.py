@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.bench.check import Case, Layer
+from holdfast.bench.check.layer import Case, Layer
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.interpreter import interpret
 

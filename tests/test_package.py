@@ -15,7 +15,8 @@ import pytest
 import holdfast
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kernels", "cells", "autotune", "bench", "bench/demo", "bench/suites", "bench/tasks")
+ROOMS = ("check", "cli", "demo", "method", "output", "providers", "suites", "tasks", "tuning")
+PACKAGES = ("kernels", "kernels/loop", "cells", "autotune", "bench", *(f"bench/{room}" for room in ROOMS))
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess[str]:

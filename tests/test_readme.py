@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast.bench.tables import to_markdown
-from holdfast.bench.where import where_table
+from holdfast.bench.output.atlas import where_table
+from holdfast.bench.output.tables import to_markdown
 from holdfast.kernels.resources import H100
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,7 @@ from torch import nn
 
 import holdfast
 from holdfast.autotune.select import pinned, select
-from holdfast.bench.check import worst
-from holdfast.bench.tolerance import compare_all
+from holdfast.bench.method.judge import compare_all, worst
 from holdfast.kernels import layer as kernel_layer
 from holdfast.kernels.problem import Problem
 

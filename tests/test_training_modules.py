@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.bench.check import worst
-from holdfast.bench.tolerance import compare_all
+from holdfast.bench.method.judge import compare_all, worst
 from holdfast.kernels.interpreter import interpret
 
 CELLS = {

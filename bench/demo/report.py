@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..tables import to_markdown
+from ..output.drawing import MODELS, new_figure
+from ..output.tables import to_markdown
 from .train import Learner
-
-# Colours and markers that stay apart in grey and for colour-blind readers (Okabe and Ito).
-STYLES = {"RNN": ("#E69F00", "o"), "GRU": ("#0072B2", "s"), "LSTM": ("#009E73", "^")}
 
 
 def results_table(learners: Sequence[Learner]) -> pd.DataFrame:
@@ -41,16 +39,11 @@ def curves_table(learners: Sequence[Learner]) -> pd.DataFrame:
 
 def plot_curves(learners: Sequence[Learner], baselines: Mapping[str, float], path: Path) -> None:
     """Draw bits per held-out character over updates and over seconds, with the baselines as lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A Figure of our own, not pyplot's: it needs no display and leaves the caller's settings alone.
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.8)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, key, label in ((left, "update", "updates"), (right, "seconds", "seconds of training")):
         for learner in learners:
-            colour, marker = STYLES[learner.name]
+            colour, marker = MODELS[learner.name]
             where = [getattr(point, key) for point in learner.curve]
             held_out = [point.held_out_bits for point in learner.curve]
             seen = [point.train_bits for point in learner.curve]

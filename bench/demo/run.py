@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..environment import find_environment
-from ..paths import print_paths
-from ..tables import print_environment, print_table
+from ..method.provenance import find_environment
+from ..output.plans import print_paths
+from ..output.tables import print_environment, print_table
 from .model import CELLS, CharModel, hidden_size_for, sample
 from .report import results_table, write_report
 from .text import Corpus, Vocabulary, python_docs, unigram_bits, xz_bits
@@ -86,7 +86,7 @@ def run_demo(out: Path, minutes: float = 2.0, quick: bool = False, seed: int = 0
 
 def check_kernels(console: Console, seed: int) -> None:
     """Print the kernels' error against float64 torch.nn beside torch's own: interpreted where there is no GPU."""
-    from ..check import print_checks, run_checks
+    from ..check.run import print_checks, run_checks
 
     interpret = not torch.cuda.is_available()
     where = "run by Triton's interpreter, as this machine has no GPU" if interpret else "compiled for this GPU"

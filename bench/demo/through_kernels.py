@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...cells.backend import backend
 from ...kernels import interpreter
-from ..paths import both_plans
+from ..output.plans import both_plans
 from .text import streams
 from .train import Learner, bits_per_character
 

@@ -1,1 +1,1 @@
-"""The suites of `holdfast bench`, one a module with a function `run(session)`."""
+"""The suites of `holdfast bench`, one a module with a function `run(session)`, and the session that runs them."""

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import torch
 
-from ..case import Case
-from ..loops import StepLoop
-from ..numbers import Numbers
-from ..providers import Holdfast, Provider, TorchNN
-from ..session import Entry, Session
-from ..variants import Packed, Twin
-from .tiny import rehearsal
+from ..method.case import Case
+from ..method.numbers import Numbers
+from ..providers.holdfast import Holdfast
+from ..providers.loops import StepLoop
+from ..providers.provider import Provider
+from ..providers.torch_nn import TorchNN
+from ..providers.variants import Packed, Twin
+from .entries import Entry, chosen
+from .session import Session
 
 
 def same_tokens(numbers: Numbers) -> Case:
@@ -41,13 +43,10 @@ def entries(case: Case) -> list[Entry]:
 
 
 def cases(session: Session) -> list[Case]:
-    if session.device.type == "cuda" or session.options.rehearse:
-        found = [Case(cell, torch.bfloat16, 512, 32, 512) for cell in ("lstm", "gru", "rnn_tanh")]
-        return found[:1] if session.options.quick or session.options.rehearse else found
-    found = [Case(cell, torch.float32, 128, 16, 100) for cell in ("lstm", "gru", "rnn_tanh")]
-    return found[:1] if session.options.quick or session.options.rehearse else found
+    for_kernels = session.device.type == "cuda" or session.options.rehearse
+    dtype, H, B, T = (torch.bfloat16, 512, 32, 512) if for_kernels else (torch.float32, 128, 16, 100)
+    return [Case(cell, dtype, H, B, T) for cell in (("lstm",) if session.options.few else ("lstm", "gru", "rnn_tanh"))]
 
 
 def run(session: Session) -> None:
-    chosen = [entry for case in cases(session) for entry in entries(case)]
-    session.run(rehearsal(chosen) if session.options.rehearse else chosen)
+    session.run(chosen([entry for case in cases(session) for entry in entries(case)], session.options))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from ..case import Case
-from ..flashrnn import BACKENDS, FlashRNN
-from ..providers import Holdfast, Provider, TorchNN
-from ..session import Entry, Session
-from ..variants import LoopAlone
-from .tiny import rehearsal
+from ..method.case import Case
+from ..providers.flashrnn import BACKENDS, FlashRNN
+from ..providers.holdfast import Holdfast
+from ..providers.provider import Provider
+from ..providers.torch_nn import TorchNN
+from ..providers.variants import LoopAlone
+from .entries import Entry, chosen
+from .session import Session
 
 HEAD_DIMS = (768, 64, 128, 256, 32)
 
@@ -27,5 +29,4 @@ def entries(quick: bool) -> list[Entry]:
 
 
 def run(session: Session) -> None:
-    chosen = entries(session.options.quick or session.options.rehearse)
-    session.run(rehearsal(chosen) if session.options.rehearse else chosen)
+    session.run(chosen(entries(session.options.few), session.options))

@@ -11,9 +11,12 @@ from ...autotune.cost import save_constants
 from ...kernels.config import Config, Exchange
 from ...kernels.problem import Phase, Problem
 from ...kernels.resources import from_device
-from ..case import DTYPES, Case
-from ..rates import measure_rates
-from ..session import Entry, Session
+from ..method.case import DTYPES, Case
+from ..method.floor import Exchange as ExchangeRun
+from ..method.floor import ResidentWeights, measure_floor
+from ..method.limits import measure_rates
+from .entries import Entry
+from .session import Session
 
 TEAMS = (2, 4, 8, 16, 32, 48, 64, 128)
 
@@ -84,9 +87,6 @@ def _case(problem: Problem) -> Case:
 
 
 def _rows(session: Session, problem: Problem, config: Config) -> list[dict[str, object]]:
-    from ..floor import Exchange as ExchangeRun
-    from ..floor import ResidentWeights, measure_floor
-
     base = {
         "phase": "forward" if problem.phase == "forward" else "training",
         **_case(problem).columns(),

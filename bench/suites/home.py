@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..case import Case
-from ..flashrnn import FlashRNN
-from ..loops import CompiledLoop, StepLoop
-from ..providers import Holdfast, Provider, TorchNN, Untuned
-from ..session import Entry, Session
-from .tiny import rehearsal
+from ..method.case import Case
+from ..providers.flashrnn import FlashRNN
+from ..providers.holdfast import Holdfast, Untuned
+from ..providers.loops import CompiledLoop, StepLoop
+from ..providers.provider import Provider
+from ..providers.torch_nn import TorchNN
+from .entries import Entry, by_worth, chosen
+from .session import Session
 
 HIDDEN = (768, 1024, 512, 256, 384, 640, 896)
 BATCH = (16, 64, 128, 8, 32)
@@ -25,19 +27,14 @@ def entries(quick: bool) -> list[Entry]:
         FlashRNN("cuda_fused"),
     )
     hidden, batch = (HIDDEN[:2], BATCH[:1]) if quick else (HIDDEN, BATCH)
-    shapes = sorted(((H, B) for H in hidden for B in batch), key=lambda s: hidden.index(s[0]) + batch.index(s[1]))
     return [
         Entry(
             Case("lstm", torch.float16, H, B, 1024),
             (*peers, CompiledLoop(), StepLoop()) if (H, B) == (768, 16) else peers,
         )
-        for H, B in shapes
+        for H, B in by_worth(hidden, batch)
     ]
 
 
 def run(session: Session) -> None:
-    chosen = entries(session.options.quick or session.options.rehearse)
-    if session.options.rehearse:
-        session.run(rehearsal(chosen))
-    else:
-        session.run(chosen, [session.method("cold"), session.method("warm")])
+    session.run(chosen(entries(session.options.few), session.options), [session.method("cold"), session.method("warm")])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from ..case import Case
-from ..providers import Holdfast, TorchNN
-from ..report import shape_of
-from ..results import SHAPE, medians
-from ..session import Entry, Session
+from ..method.case import Case
+from ..method.results import SHAPE, medians, shape_of
+from ..providers.holdfast import Holdfast
+from ..providers.torch_nn import TorchNN
+from .entries import Entry
+from .session import Session
 
 FIXED = Case("lstm", torch.float32, 1, 1, 1)
 """Next to nothing to compute: the time of a call is its fixed part."""
@@ -30,8 +31,8 @@ USEFUL = (
 
 def run(session: Session) -> None:
     providers = (Holdfast(), TorchNN())
-    chosen = USEFUL[:3] if session.options.quick else USEFUL
-    session.run(Entry(case, providers) for case in (FIXED, *chosen))
+    useful = USEFUL[:3] if session.options.quick else USEFUL
+    session.run(Entry(case, providers) for case in (FIXED, *useful))
     found = medians(session.results.table())
     if {provider.name for provider in providers} <= set(found["provider"]):
         session.console.print(verdict(found))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..case import Case
-from ..host_overhead import HostSide
-from ..loops import StepLoop
-from ..providers import Holdfast, TorchNN
-from ..session import Entry, Session
-from ..variants import Streamed
-from .tiny import rehearsal
+from ..method.case import Case
+from ..providers.holdfast import Holdfast
+from ..providers.loops import StepLoop
+from ..providers.torch_nn import TorchNN
+from ..providers.variants import HostSide, Streamed
+from .entries import Entry, chosen
+from .session import Session
 
 OVERHEAD = (
     Case("lstm", torch.bfloat16, 16, 1, 2),
@@ -28,7 +28,6 @@ def run(session: Session) -> None:
     if session.options.quick:
         cases = [case for case in cases if case.cell == "lstm"]
     providers = (Holdfast(), Streamed(), TorchNN(), StepLoop())
-    chosen = [Entry(case, providers, phases=("forward",)) for case in cases]
     wall = [session.method("warm", "wall")]
-    session.run(rehearsal(chosen) if session.options.rehearse else chosen, wall)
+    session.run(chosen([Entry(case, providers, phases=("forward",)) for case in cases], session.options), wall)
     session.run([Entry(case, (HostSide(),), baseline="") for case in OVERHEAD], wall)

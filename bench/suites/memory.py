@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..case import Case
-from ..numbers import TORCH, Numbers
-from ..providers import HOLDFAST
-from ..session import Entry, Session
+from ..method.case import Case
+from ..method.numbers import TORCH, Numbers
+from ..providers.holdfast import HOLDFAST
+from .entries import Entry
+from .session import Session
 
 CASES = (
     Case("lstm", torch.float16, 768, 16, 1024),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..cli import fail, make_folder
+from ..failing import fail, make_folder
 
 
 def main(

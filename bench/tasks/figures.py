@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..demo.report import STYLES as DEMO_STYLES
+from ..output.drawing import MODELS, new_figure
 from .registry import TASKS
 from .results import Results
 from .training import CLIP
@@ -19,20 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-STYLES = {**DEMO_STYLES, "GRU reset_after=False": ("#56B4E9", "D"), "no memory": ("#CC79A7", "v")}
 COLUMNS = 3
 
 
 def panels(tasks: list[str], height: float) -> tuple[Figure, Iterator[tuple[str, Axes]]]:
     """A figure with a panel for each task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
-    # A Figure of our own, not pyplot's: it needs no display and leaves the caller's settings alone.
-    figure = Figure(figsize=(4.1 * columns, height * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.1 * columns, height * rows + 0.5)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[len(tasks) :]:
         axes.set_axis_off()
@@ -48,7 +42,7 @@ def draw_curves(results: Results, path: Path) -> None:
         task = TASKS[name]
         shown = curves[curves["task"] == name]
         for model, rows in shown.groupby("model", sort=False):
-            handles[str(model)] = draw_model(axes, rows, *STYLES[str(model)])
+            handles[str(model)] = draw_model(axes, rows, *MODELS[str(model)])
         lines = results.baselines[results.baselines["task"] == name].set_index("baseline")["value"].to_dict()
         if task.optimum is not None:
             lines["best possible"] = task.optimum
@@ -103,7 +97,7 @@ def draw_clipping(results: Results, path: Path) -> None:
         shown = last[last["task"] == task]
         models = list(shown["model"].unique())
         for i, model in enumerate(models):
-            colour, marker = STYLES[str(model)]
+            colour, marker = MODELS[str(model)]
             rows = shown[shown["model"] == model]
             for clipped, face, aside in ((True, colour, -0.15), (False, "none", 0.15)):
                 values = rows["quality"][rows["clip"].notna() == clipped]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .characters import Characters
 from .co2 import Forecast, Horizon
 from .digits import Digits
-from .recall import Recall
+from .maze import Recall
 from .task import Task
 from .words import Words
 

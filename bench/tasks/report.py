@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ...autotune.files import replace_file
-from ..provenance import read_provenance
-from ..tables import to_markdown
+from ..method.provenance import read_provenance
+from ..output.tables import to_markdown
 from .claim import claim_table, compare, reading
 from .figures import draw_clipping, draw_curves
 from .models import MODELS

@@ -18,7 +18,7 @@ class Results:
 
     curves:        a row a measurement of a learner, see `training.train`, with task and seed.
     baselines:     task, baseline, value.
-    equal_hidden:  see `equal_hidden.equal_hidden`, with task.
+    equal_hidden:  see `claim.equal_hidden`, with task.
     samples:       task, model, seed, text: what the last trained models make.
     """
 

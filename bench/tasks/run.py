@@ -13,10 +13,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..provenance import write_provenance
-from ..tables import print_table
-from .claim import compare, reading
-from .equal_hidden import equal_hidden
+from ..method.provenance import write_provenance
+from ..output.tables import print_table
+from .claim import compare, equal_hidden, reading
 from .registry import TASKS
 from .report import SUITE, quality_table, write_report
 from .results import SAMPLE_COLUMNS, Results, read_results, write_results

@@ -1,0 +1,239 @@
+"""One layer on random numbers, through the kernels and by torch.nn in float64, or by plain steps of the cell's
+reference where torch.nn lacks it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ...kernels.cell_spec import find_cell
+from ...kernels.config import Config
+from ...kernels.layer import Keep, LayerWeights, backward_layer, forward_layer, run_layer
+from ...kernels.problem import Precision, Problem
+from ..method.judge import Errors, compare_all, relative_error, worst
+from ..method.plain_layer import PlainLayer
+from .features import small_config
+
+_TORCH: dict[str, Any] = {
+    "rnn_tanh": torch.nn.RNN,
+    "rnn_relu": torch.nn.RNN,
+    "gru": torch.nn.GRU,
+    "lstm": torch.nn.LSTM,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer to check, on random numbers.
+
+    regime:  "single_cta", or "cooperative/" and the exchange.
+    """
+
+    cell: str
+    regime: str
+    dtype: torch.dtype
+    hidden_size: int = 20
+    batch_size: int = 3
+    length: int = 5
+    directions: int = 1
+    bias: bool = True
+    initial: bool = True
+    batch_first: bool = False
+    reverse: bool = False
+    precision: Precision = "ieee"
+    input_size: int = 6
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(
+            self.cell,
+            self.dtype,
+            self.hidden_size,
+            self.batch_size,
+            directions=self.directions,
+            precision=self.precision,
+        )
+
+    @property
+    def like(self) -> torch.dtype:
+        """The dtype whose error torch.nn shows: tf32 has float16's mantissa, and torch on a CPU has no tf32."""
+        return torch.float16 if self.precision == "tf32" else self.dtype
+
+    @property
+    def config(self) -> Config:
+        return small_config(self.regime, self.hidden_size)
+
+
+class Layer:
+    """The numbers of a case, and the layer of torch.nn that they are compared with."""
+
+    def __init__(self, case: Case, seed: int, *, away_from_kinks: bool = False) -> None:
+        self.case = case
+        generator = torch.Generator().manual_seed(seed)
+        B, T, states = case.batch_size, case.length, find_cell(case.cell).states
+        shape = (B, T, case.input_size) if case.batch_first else (T, B, case.input_size)
+        self.x = torch.randn(shape, generator=generator).to(case.dtype)
+        self.hx = tuple(
+            torch.randn(case.directions, B, case.hidden_size, generator=generator).to(case.dtype) for _ in range(states)
+        )
+        self.module = self._module().to(case.dtype)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                values = torch.rand(parameter.shape, generator=generator) * 2 - 1
+                parameter.copy_(values / case.hidden_size**0.5)
+            if away_from_kinks and case.bias:
+                self._keep_away_from_zero(generator)
+
+    def neighbour(self, seed: int) -> Layer:
+        """The same case at a point a thousandth away: as well or badly conditioned, rounded otherwise."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def near(values: torch.Tensor) -> torch.Tensor:
+            noise = torch.randn(values.shape, generator=generator) / 1000
+            return (values * (1 + noise)).to(values.dtype)
+
+        other = copy.deepcopy(self)
+        other.x, other.hx = near(self.x), tuple(near(state) for state in self.hx)
+        with torch.no_grad():
+            for parameter in other.module.parameters():
+                parameter.copy_(near(parameter))
+        return other
+
+    def _keep_away_from_zero(self, generator: torch.Generator) -> None:
+        """Preactivations near 1 or -1: near 0 a rounding error picks relu's other derivative."""
+        for name, parameter in self.module.named_parameters():
+            if name.startswith("weight"):
+                parameter.mul_(0.3)
+            else:
+                sign = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
+                parameter.copy_(sign if name.startswith("bias_ih") else torch.zeros(()))
+
+    def _module(self) -> torch.nn.Module:
+        case = self.case
+        options: dict[str, Any] = {"bias": case.bias, "batch_first": case.batch_first}
+        options["bidirectional"] = case.directions == 2
+        if case.cell not in _TORCH:
+            return PlainLayer(case.cell, case.input_size, case.hidden_size, **options)
+        options |= {"nonlinearity": "relu"} if case.cell == "rnn_relu" else {}
+        return _TORCH[case.cell](case.input_size, case.hidden_size, **options)
+
+    def weights(self, device: torch.device) -> list[LayerWeights]:
+        parameters = {name: value.detach().to(device) for name, value in self.module.named_parameters()}
+        return [
+            LayerWeights(
+                parameters["weight_ih_l0" + suffix],
+                parameters["weight_hh_l0" + suffix],
+                parameters.get("bias_ih_l0" + suffix),
+                parameters.get("bias_hh_l0" + suffix),
+                parameters.get("weight_unit_l0" + suffix),
+            )
+            for suffix in ("", "_reverse")[: self.case.directions]
+        ]
+
+    def kernels(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """y, h_n (, c_n) from the kernels."""
+        case = self.case
+        y, states = run_layer(
+            case.problem,
+            case.config,
+            self.x.to(device),
+            self.weights(device),
+            [s.to(device) for s in self.hx] if case.initial else None,
+            batch_first=case.batch_first,
+            reverse=case.reverse,
+        )
+        return tuple(t.cpu() for t in (y.transpose(0, 1) if case.batch_first else y, *states))
+
+    def torch_nn(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """y, h_n (, c_n) on the CPU in `dtype`, from the same numbers: by torch.nn, or plainly for its lack."""
+        with torch.no_grad():
+            return self._by_torch(self._module_in(dtype), self.x.to(dtype), [s.to(dtype) for s in self.hx])
+
+    def _module_in(self, dtype: torch.dtype) -> torch.nn.Module:
+        module = self._module().to(dtype)
+        module.load_state_dict(self.module.state_dict())
+        return module
+
+    def _by_torch(
+        self, module: torch.nn.Module, x: torch.Tensor, hx: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        case = self.case
+        time_dim = 1 if case.batch_first else 0
+        initial = None if not case.initial else tuple(hx) if len(hx) == 2 else hx[0]
+        y, states = module(x.flip(time_dim) if case.reverse else x, initial)
+        y = y.flip(time_dim) if case.reverse else y
+        return (y, *states) if isinstance(states, tuple) else (y, states)
+
+    def gradients(self, device: torch.device, keep: Keep) -> dict[str, torch.Tensor]:
+        """Gradients of every parameter, x and the initial states from the kernels, for `self.loss_weights`."""
+        case = self.case
+        weights, x = self.weights(device), self.x.to(device)
+        initial = [s.to(device) for s in self.hx] if case.initial else None
+        options: dict[str, Any] = {"batch_first": case.batch_first, "reverse": case.reverse}
+        y, _, residuals = forward_layer(case.problem, case.config, x, weights, initial, keep=keep, **options)
+        dy, *d_final = (t.to(device) for t in self.loss_weights())
+        dy = dy.transpose(0, 1) if case.batch_first else dy
+        backward = replace(case.problem, phase="backward")
+        found = backward_layer(backward, case.config, x, weights, initial, y, residuals, dy, d_final, **options)
+        named = {"x": found.x}
+        for suffix, of_direction in zip(("", "_reverse"), found.weights, strict=False):
+            names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_unit_l0")
+            named |= {name + suffix: g for name, g in zip(names, of_direction, strict=True) if g is not None}
+        if case.initial:
+            named |= {f"hx[{index}]": g for index, g in enumerate(found.initial)}
+        return {name: g.cpu() for name, g in named.items() if g is not None}
+
+    def torch_outputs(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """`torch_nn` by name."""
+        return dict(zip(("y", "h_n", "c_n"), self.torch_nn(dtype), strict=False))
+
+    def torch_gradients(self, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+        """The same from torch.nn on the CPU in `dtype`."""
+        module = self._module_in(dtype)
+        x, *hx = (t.to(dtype, copy=True).requires_grad_() for t in (self.x, *self.hx))
+        torch.autograd.backward(self._by_torch(module, x, hx), [w.to(dtype) for w in self.loss_weights()])
+        named = {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
+        if self.case.initial:
+            named |= {f"hx[{index}]": s.grad for index, s in enumerate(hx)}
+        return {name: g for name, g in named.items() if g is not None}
+
+    def loss_weights(self) -> list[torch.Tensor]:
+        """A random gradient for y, laid out as the module returns it, and for each final state."""
+        case = self.case
+        generator = torch.Generator().manual_seed(1)
+        B, T, D, H = case.batch_size, case.length, case.directions, case.hidden_size
+        shapes = [(B, T, D * H) if case.batch_first else (T, B, D * H), *[(D, B, H)] * len(self.hx)]
+        return [torch.randn(shape, generator=generator).to(case.dtype) for shape in shapes]
+
+
+def check_gradients(case: Case, device: torch.device, seed: int, keep: Keep) -> Errors:
+    """The worst errors over all gradients of one case."""
+    layer = Layer(case, seed, away_from_kinks=case.cell == "rnn_relu")
+    ours, torchs, reference = layer.gradients(device, keep), layer.torch_gradients(case.like), layer.torch_gradients()
+    assert ours.keys() == reference.keys()
+    elsewhere = max((_torch_error(other.torch_gradients, case) for other in _other_draws(layer, seed)), default=0.0)
+    named = [[found[name] for name in reference] for found in (ours, torchs, reference)]
+    return worst(compare_all(named[0], named[1], named[2], case.like, elsewhere))
+
+
+def check_case(case: Case, device: torch.device, seed: int) -> Errors:
+    """The worst errors over y and the final states of one case."""
+    layer = Layer(case, seed)
+    elsewhere = max((_torch_error(other.torch_outputs, case) for other in _other_draws(layer, seed)), default=0.0)
+    ours, torchs, reference = layer.kernels(device), layer.torch_nn(case.like), layer.torch_nn(torch.float64)
+    return worst(compare_all(ours, torchs, reference, case.like, elsewhere))
+
+
+def _other_draws(layer: Layer, seed: int) -> Iterator[Layer]:
+    """For a case of a few numbers, its neighbours: at one point alone torch's error may be zero by luck."""
+    case = layer.case
+    if case.hidden_size * case.batch_size * case.length < 64:
+        yield from (layer.neighbour(1000 * seed + draw) for draw in range(16))
+
+
+def _torch_error(results: Callable[[torch.dtype], dict[str, torch.Tensor]], case: Case) -> float:
+    return relative_error([*results(case.like).values()], [*results(torch.float64).values()])

@@ -1,0 +1,180 @@
+"""The floor under a time loop: what its exchange alone and its resident weights alone take, on the same GPU.
+
+Two kernels with the geometry of a problem and a config. `exchange_only` hands tiles of the right size from program to
+program, step after step, and multiplies nothing. `weights_only` multiplies the resident weights with an operand that
+changes every step, and waits for nobody. A step of the real loop needs h of the step before, then multiplies it: its
+floor is the sum of the two. It may be undercut by a loop that multiplies the first chunks of h while the last are still
+on their way; the two terms are reported apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from ...kernels.cell_spec import find_cell
+from ...kernels.config import Config
+from ...kernels.describe import (
+    backend_options,
+    batch_tiles,
+    constexprs,
+    least_grid,
+    loop_of,
+    num_groups,
+    partial_shape,
+    split_k,
+    team_size,
+)
+from ...kernels.executor import substitute
+from ...kernels.launch import SPIN_LIMIT
+from ...kernels.loop.exchange import SENTINEL
+from ...kernels.loop.groups import Team
+from ...kernels.problem import Problem
+from ...kernels.resources import H100, from_device
+from ...kernels.stall import raise_if_stalled, status_word
+from .floor_kernels import exchange_only, weights_only
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Microseconds of one step of one batch tile per team.
+
+    passes:  batch tiles that a program walks one after the other.
+    """
+
+    exchange_us: float
+    weights_us: float
+    passes: int
+
+    @property
+    def step_us(self) -> float:
+        """Of one step of the whole batch."""
+        return self.passes * (self.exchange_us + self.weights_us)
+
+
+def exchange_constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
+    count = find_cell(problem.cell).gates if problem.phase == "backward" else 1
+    return {"COUNT": count, "LOOP": loop_of(problem, config, platform)}
+
+
+def weights_constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
+    return {"BACKWARD": problem.phase == "backward", **constexprs(problem, config, platform)}
+
+
+class Exchange:
+    """`exchange_only` for a problem and a cooperative config, T steps at a time."""
+
+    def __init__(self, problem: Problem, config: Config, device: torch.device, steps: int) -> None:
+        self.problem, self.config, self.device, self.steps = problem, config, device, steps
+        self.values = exchange_constexprs(problem, config, _platform())
+        self.groups = groups_on(problem, config, device)
+        width = problem.directions * self.values["COUNT"] * problem.hidden_size
+        self.channel = torch.empty(steps, problem.batch_size, width, dtype=problem.dtype, device=device)
+        self.arrivals = torch.zeros(problem.directions * self.groups, 32, dtype=torch.int32, device=device)
+        self.partial = torch.empty(partial_shape(problem, config, self.groups), dtype=torch.int32, device=device)
+
+    def reset(self) -> None:
+        """Before every run: nothing written, nobody arrived."""
+        self.channel.view({2: torch.int16, 4: torch.int32}[self.channel.element_size()]).fill_(SENTINEL)
+        self.partial.fill_(-1)
+        self.arrivals.zero_()
+
+    def run(self) -> None:
+        executor = substitute()
+        team = Team(
+            arrivals=self.arrivals if self.config.exchange == "barrier" else None,
+            status=status_word(self.device),
+            spin_limit=executor.spin_limit if executor else SPIN_LIMIT,
+            partial=self.partial if split_k(self.problem, self.config) > 1 else None,
+        )
+        arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}
+        grid = self.groups * least_grid(self.problem, self.config)
+        _launch(exchange_only, grid, arguments | self.values, self.config, self.device, cooperative=True)
+
+
+class ResidentWeights:
+    """`weights_only` for a problem and a config, T steps at a time."""
+
+    def __init__(self, problem: Problem, config: Config, device: torch.device, steps: int) -> None:
+        self.problem, self.config, self.device, self.steps = problem, config, device, steps
+        self.values = weights_constexprs(problem, config, _platform())
+        cell, hidden = find_cell(problem.cell), problem.hidden_size
+        gates, backward = cell.gates, self.values["BACKWARD"]
+        rows = config.BLOCK_H * (split_k(problem, config) if backward else cell.padded_gates)
+        # Every program of the real launch: they share the chip's clock and power.
+        self.programs = groups_on(problem, config, device) * problem.directions * team_size(problem, config)
+
+        def random(*shape: int) -> torch.Tensor:
+            return (torch.randn(shape, device=device) * hidden**-0.5).to(problem.dtype)
+
+        self.w = random(gates * hidden, hidden)
+        self.h = random(2, config.BLOCK_B, (gates if backward else 1) * hidden)
+        self.out = torch.empty(self.programs, rows, config.BLOCK_B, dtype=torch.float32, device=device)
+
+    def run(self) -> None:
+        arguments = {"w_ptr": self.w, "h_ptr": self.h, "out_ptr": self.out, "T": self.steps}
+        _launch(weights_only, self.programs, arguments | self.values, self.config, self.device, cooperative=False)
+
+
+def _platform() -> str:
+    return "hip" if torch.version.hip else "cuda"
+
+
+def groups_on(problem: Problem, config: Config, device: torch.device) -> int:
+    """Teams side by side per direction with one program an SM; single programs: a tile each, as many as SMs."""
+    limits = H100 if substitute() else from_device(device)
+    return num_groups(problem, config, limits.num_sms)
+
+
+def measure_floor(problem: Problem, config: Config, device: torch.device, *, steps: int = 512) -> Floor:
+    """The floor of a step on this GPU: medians of 5 runs of `steps` steps, by CUDA events."""
+    weights = ResidentWeights(problem, config, device, steps)
+    exchange_us = 0.0
+    if config.regime == "cooperative":
+        exchange = Exchange(problem, config, device, steps)
+        # Both walk all passes of a program; a Floor counts one.
+        exchange_us = _median_us(exchange.run, exchange.reset) / steps / passes_of(problem, config, device)
+        raise_if_stalled(device)
+    return Floor(exchange_us, _median_us(weights.run) / steps, passes_of(problem, config, device))
+
+
+def passes_of(problem: Problem, config: Config, device: torch.device) -> int:
+    return math.ceil(batch_tiles(problem, config) / groups_on(problem, config, device))
+
+
+def _median_us(run: Any, before: Any = lambda: None, runs: int = 5) -> float:
+    times = []
+    for _ in range(runs + 2):
+        before()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return median(times[2:])  # the first two compile and warm up
+
+
+def _launch(
+    kernel: Any, grid: int, arguments: Mapping[str, Any], config: Config, device: torch.device, *, cooperative: bool
+) -> None:
+    values = {name: arguments[name] for name in kernel.arg_names}
+    executor = substitute()
+    if executor is not None:
+        executor.run(kernel, grid, values)
+        raise_if_stalled(device)
+        return
+    options = backend_options(_platform())
+    with torch.cuda.device(device):
+        kernel[(grid,)](
+            **values,
+            **options,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            launch_cooperative_grid=cooperative,
+        )

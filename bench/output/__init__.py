@@ -1,0 +1,1 @@
+"""Everything that is written out: tables, pictures, LaTeX, the compile report, the atlas, comparisons, plans."""

@@ -1,0 +1,1 @@
+"""Who computes a case: holdfast in several ways, torch.nn, loops over steps, FlashRNN."""

@@ -1,0 +1,48 @@
+"""torch.nn's modules, in the case's dtype or in another, packed or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..method.case import DTYPE_NAMES, Phase
+from ..method.numbers import TORCH, Numbers
+from .cudnn_algorithm import algorithm_here
+from .provider import Calls, PackedCalls, Prepared, Unavailable, module_calls
+
+
+class TorchNN:
+    """torch.nn's module: cuDNN on a GPU.
+
+    dtype:  None: the case's; else this one, the peer's best where the case is in another.
+    packed: the rows' real steps as a PackedSequence; packing and padding are left out of the time.
+    """
+
+    is_peer = True
+
+    def __init__(self, dtype: torch.dtype | None = None, *, packed: bool = False) -> None:
+        self.dtype, self.packed = dtype, packed
+        self.name = f"torch.nn{'' if dtype is None else ' ' + DTYPE_NAMES[dtype]}{' packed' if packed else ''}"
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        case = numbers.case
+        dtype = self.dtype or case.dtype
+        if self.dtype == case.dtype:
+            raise Unavailable("this is the case's own dtype")
+        if case.cell not in TORCH:
+            raise Unavailable(f"torch.nn has no {case.cell}")
+        modules = [numbers.module(TORCH[case.cell], dtype, head) for head in range(case.heads)]
+        if not self.packed and case.sequences != "dense":
+            raise Unavailable(f"torch.nn has no argument for {case.sequences} sequences")
+        if self.packed:
+            calls: Calls = PackedCalls(numbers, modules[0], dtype)
+        else:
+            calls = module_calls(numbers, modules, dtype)
+        return calls.prepared(phase, algorithm=self._algorithm(numbers, dtype, phase))
+
+    def _algorithm(self, numbers: Numbers, dtype: torch.dtype, phase: Phase) -> str:
+        if numbers.device.type != "cuda":
+            return "torch's CPU op"
+        case = replace(numbers.case, dtype=dtype)
+        return algorithm_here(case, training=phase == "training", packed=self.packed)
