@@ -33,9 +33,9 @@ SCHEMAS = {
         "Tensor[]? reset_state=None, Tensor? dropout=None, Tensor[]? zoneout=None) -> Tensor[]"
     ),
     "layer_backward": (
-        "holdfast::layer_backward(Tensor x, Tensor[] weights, Tensor[] initial, Tensor y, Tensor[] residuals, Tensor? dy, "
-        "Tensor?[] d_final, str cell, SymInt directions, bool batch_first, str dtype, str precision, bool needs_dx, "
-        "Tensor? lengths=None, Tensor? starts=None, Tensor? resets=None, Tensor[]? reset_state=None, "
+        "holdfast::layer_backward(Tensor x, Tensor[] weights, Tensor[] initial, Tensor y, Tensor[] residuals, "
+        "Tensor? dy, Tensor?[] d_final, str cell, SymInt directions, bool batch_first, str dtype, str precision, "
+        "bool needs_dx, Tensor? lengths=None, Tensor? starts=None, Tensor? resets=None, Tensor[]? reset_state=None, "
         "Tensor? dropout=None, Tensor[]? zoneout=None) -> Tensor[]"
     ),
 }
