@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .eligibility import in_transform
+from .surroundings import in_transform
 
 Lengths = Tensor | Sequence[int]
 

@@ -15,8 +15,8 @@ from torch.func import jvp, vmap
 from torch.nn.utils.rnn import pack_sequence
 
 import holdfast
-from holdfast.cells.call import Call
-from holdfast.cells.fused import cudnn_backward_wants_training_mode
+from holdfast.cells.decision import decide
+from holdfast.cells.eager.fused import cudnn_backward_wants_training_mode
 from holdfast.kernels.interpreter import interpret
 
 torch.set_num_threads(1)
@@ -419,10 +419,17 @@ class Subclass(torch.Tensor):
 def test_eval_mode_backward_takes_cudnn_training_mode():
     """On CUDA tensors only, and only where a backward may follow. Fake tensors: the decision needs no GPU."""
     module = holdfast.LSTM(3, 4).eval()
+
+    def wants_training_mode(x):
+        call = module._checked(x, None)
+        return cudnn_backward_wants_training_mode(call, decide(call))
+
     with FakeTensorMode(allow_non_fake_inputs=True):
-        on_gpu, on_cpu = Call(torch.empty(5, 2, 3, device="cuda"), None), Call(torch.empty(5, 2, 3), None)
-        assert cudnn_backward_wants_training_mode(module, on_gpu)
-        assert not cudnn_backward_wants_training_mode(module, on_cpu)
-        assert not cudnn_backward_wants_training_mode(module.train(), on_gpu)
+        on_gpu, on_cpu = torch.empty(5, 2, 3, device="cuda"), torch.empty(5, 2, 3)
+        assert wants_training_mode(on_gpu)
+        assert not wants_training_mode(on_cpu)
+        module.train()
+        assert not wants_training_mode(on_gpu)
+        module.eval()
         with torch.no_grad():
-            assert not cudnn_backward_wants_training_mode(module.eval(), on_gpu)
+            assert not wants_training_mode(on_gpu)

@@ -112,7 +112,7 @@ def test_on_a_cpu_without_the_interpreter():
 
 
 def test_no_dtype_is_a_scalar_type():
-    """AOTInductor of torch 2.11.0 hands over another one: see cells/dtypes.py, and test_aot_inductor, which is slow."""
+    """AOTInductor of torch 2.11.0 hands over another one: see cells/ops/options.py and the slow test_aot_inductor."""
     assert not any("ScalarType" in str(op.default._schema) for op in (OPS.layer, OPS.layer_backward))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast.cells.reference import REFERENCES
+from holdfast.cells.eager.reference import REFERENCES
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.interpreter import interpret
 
