@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cells.surroundings import interpreting, precision
+from ..cells.call.surroundings import interpreting, precision
 from .numbers import Numbers, Results
 from .tolerance import compare_all
 

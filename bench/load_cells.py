@@ -48,8 +48,8 @@ def known_cell(name: str) -> str:
 
     Raises CellError, which lists the known ones, and for a cell that no kernel can run.
     """
+    from ..cells.call.eligibility import MOST_GATES
     from ..cells.eager.reference import reference_of
-    from ..cells.eligibility import MOST_GATES
 
     try:
         gates = reference_of(name).gates

@@ -14,8 +14,8 @@ from torch import nn
 
 from ..autotune.key import LengthClass
 from ..cells.base import RecurrentBase
+from ..cells.call.surroundings import precision
 from ..cells.ops.options import KERNEL_DTYPES
-from ..cells.surroundings import precision
 from ..kernels.cell_spec import find_cell
 from ..kernels.problem import FEATURES, Phase, Precision, Problem
 

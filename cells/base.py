@@ -13,16 +13,22 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
-from .arguments import Lengths, checked_lengths, checked_resets, refuse_with_packed
-from .call import Call, Layers, State, as_hx
-from .decision import decide, explained, refusal
+from .call.checks import (
+    Lengths,
+    check_bool,
+    check_rate,
+    check_rates,
+    checked_lengths,
+    checked_resets,
+    refuse_with_packed,
+)
+from .call.decision import decide, explained, refusal
+from .call.records import Call, Layers, State, as_hx
 from .eager.fused import run_fused
 from .eager.recurrence import run_recurrence
 from .eager.segments import run_segments
 from .gates import gates_as_asked
-from .keep import KEEP
 from .ops.kernel_path import run_kernels
-from .options import check_bool, check_rate, check_rates
 
 if TYPE_CHECKING:
     from ..kernels.layer import Keep
@@ -67,7 +73,7 @@ class RecurrentBase(nn.RNNBase):
 
     @keep.setter
     def keep(self, value: Keep | None) -> None:
-        if value is not None and value not in KEEP:
+        if value not in (None, "save", "recompute"):
             raise ValueError(f"keep should be one of 'save', 'recompute', None, got {value!r}")
         self._keep = value
 
@@ -137,7 +143,7 @@ class RecurrentBase(nn.RNNBase):
 
     @property
     def cell(self) -> str:
-        """The cell's name, with its activations where they are not torch's; see `cells.reference`."""
+        """The cell's name, with its activations where they are not torch's; see `cells.eager.reference`."""
         raise NotImplementedError
 
     def initial_state(self, x: Tensor, batch_size: int | Tensor) -> State:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .call.checks import check_bool
 from .eager.reference import FAMILIES, REFERENCES, Reference, Step
-from .options import check_bool
 
 if TYPE_CHECKING:
     from triton import JITFunction

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .call import Call
+from .call.records import Call
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from .base import RecurrentBase
+from .call.checks import check_bool
 from .eager.activations import find_activation
 from .eager.reference import name_of
-from .options import check_bool
 from .rnn import refuse_projection
 
 

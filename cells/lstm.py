@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .base import RecurrentBase
-from .call import State
+from .call.checks import check_bool, check_number
+from .call.records import State
 from .eager.activations import find_activation
 from .eager.reference import name_of
-from .options import check_bool, check_number
 
 
 class LSTM(RecurrentBase):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .base import RecurrentBase
-from .call import State
+from .call.records import State
 from .eager.fused import FUSED_OPS
 from .eager.reference import reference_of
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import _VF, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .arguments import Lengths
 from .backend import current_backend
 from .base import RecurrentBase
-from .call import Layers, State, as_hx, as_tuple
-from .decision import refusal
+from .call.checks import Lengths
+from .call.decision import refusal
+from .call.records import Layers, State, as_hx, as_tuple
 from .eager.recurrence import named_weights
 from .eager.reference import reference_of
 from .step import SINGLE_STEP

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Problem
 from .backend import current_backend
-from .decision import refusal
+from .call.decision import refusal
 
 SINGLE_STEP = Reason(
     "single_step", "a cell is one step and one op of torch: no later step could reuse resident weights"

@@ -15,7 +15,7 @@ from torch.func import jvp, vmap
 from torch.nn.utils.rnn import pack_sequence
 
 import holdfast
-from holdfast.cells.decision import decide
+from holdfast.cells.call.decision import decide
 from holdfast.cells.eager.fused import cudnn_backward_wants_training_mode
 from holdfast.kernels.interpreter import interpret
 

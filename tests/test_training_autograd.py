@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import holdfast
-from holdfast.cells.decision import decide
+from holdfast.cells.call.decision import decide
 from holdfast.cells.eager.recurrence import unroll
 from holdfast.cells.eager.reference import FAMILIES, REFERENCES, reference_of
 from holdfast.kernels.interpreter import interpret

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import _VF, Tensor
 
-from ..call import Call, Decision, as_hx
+from ..call.records import Call, Decision, as_hx
 
 FUSED_OPS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "rnn_tanh": _VF.rnn_tanh,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..call import Call
+from ..call.records import Call
 
 
 class Noise(NamedTuple):

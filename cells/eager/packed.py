@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..call import Call, Decision, Layers, as_hx
+from ..call.records import Call, Decision, Layers, as_hx
 from .fused import FUSED_OPS, run_fused
 
 STEPS_A_CALL = 8

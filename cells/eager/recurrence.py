@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ..call import Call, Decision
+from ..call.records import Call, Decision
 from .noise import Noise, draw
 from .reference import reference_of
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..call import Call, Decision, State, as_hx
+from ..call.records import Call, Decision, State, as_hx
 from .packed import run_packed
 
 

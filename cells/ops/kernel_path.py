@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...kernels.extras import Extras
 from ...kernels.packed_rows import PackedRows
-from ..call import Call, Decision, Layers
+from ..call.eligibility import ELMAN
+from ..call.records import Call, Decision, Layers
 from ..eager.activations import find_activation
 from ..eager.noise import Noise, draw
 from ..eager.reference import reference_of
-from ..eligibility import ELMAN
 from .options import DTYPE_NAMES, Options
 from .projection import Projected
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.plan import Reason
-from ..kernels.problem import Precision
+from ...kernels.plan import Reason
+from ...kernels.problem import Precision
 
 if TYPE_CHECKING:
-    from ..kernels.layer import Keep
+    from ...kernels.layer import Keep
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -123,6 +123,22 @@ class Call(NamedTuple):
     def steps(self) -> int | None:
         """T, None where x is packed."""
         return None if self.batch_sizes is not None else self.x.size(1 if self.layers.batch_first else 0)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a kernel's loop would do besides, in the words of `kernels.problem.FEATURES`."""
+        layers, packed = self.layers, self.batch_sizes is not None
+        if not (self.ragged or packed or layers.noisy):
+            return ()
+        asked = {
+            "lengths": self.lengths is not None or packed,
+            "packed": packed,
+            "recurrent_dropout": layers.training and layers.recurrent_dropout > 0,
+            "reset_state": bool(self.reset_states),
+            "resets": self.resets is not None,
+            "zoneout": any(layers.zoneout),
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)
 
     def starting_states(self) -> tuple[Tensor, ...]:
         """hx as a tuple, zeros where it was not given."""

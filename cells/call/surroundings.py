@@ -6,14 +6,16 @@ What tracers cannot look into is marked `constant_when_traced`: they ask while t
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from ..kernels.problem import Precision
-from .backend import constant_when_traced
+from ...kernels.problem import Precision
+from ..backend import constant_when_traced
+from .records import Call, Loop
 
 
 @constant_when_traced
@@ -89,3 +91,34 @@ def is_dual(tensors: tuple[Tensor, ...]) -> bool:
     if forward_ad._current_level < 0 or in_transform():
         return False
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+class Facts(NamedTuple):
+    """What more than one part of a decision wants to know.
+
+    backend:    the setting in force.
+    compiling:  torch.compile or torch.export traces this call.
+    tensors:    `Call.tensors`.
+    trains:     a backward pass may follow.
+    autocast:   what autocast turns x into, None where it does not.
+    loop:       what a kernel would compute.
+    """
+
+    backend: str
+    compiling: bool
+    tensors: tuple[Tensor, ...]
+    trains: bool
+    autocast: torch.dtype | None
+    loop: Loop
+
+
+def facts_of(call: Call, backend: str) -> Facts:
+    layers, tensors, autocast = call.layers, call.tensors, autocast_dtype(call.x)
+    dtype = autocast or call.x.dtype
+    loop = Loop(layers.cell, dtype, layers.hidden_size, layers.directions, precision(dtype), call.features)
+    return Facts(backend, torch.compiler.is_compiling(), tensors, may_train(tensors), autocast, loop)
+
+
+def may_train(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 
-from ..kernels.plan import Reason
-from .call import Call
-from .eager.reference import reference_of
-from .ops.options import KERNEL_DTYPES
-from .surroundings import in_reach_of_kernels, in_transform, is_dual
+from ...kernels.plan import Reason
+from ..eager.reference import reference_of
+from ..ops.options import KERNEL_DTYPES
+from .records import Call
+from .surroundings import Facts, in_reach_of_kernels, in_transform, is_dual
 
 ELMAN = ("rnn_tanh", "rnn_relu")
 MOST_GATES = 4
@@ -25,25 +23,6 @@ TRITON_INSTALLED = find_spec("triton") is not None
 
 BACKEND_EAGER = Reason("backend_eager", 'holdfast.backend is "eager"; choose "auto" to allow kernels')
 TRACING = Reason("tracing", "torch.jit.trace sees torch's own op; torch.compile and torch.export see the kernels")
-
-
-class Facts(NamedTuple):
-    """What more than one predicate, or the plan after them, wants to know; asked once a call.
-
-    backend:    the setting in force.
-    compiling:  torch.compile or torch.export traces this call.
-    tensors:    `Call.tensors`.
-    trains:     a backward pass may follow.
-    autocast:   what autocast turns x into, None where it does not.
-    dtype:      what a kernel would compute in.
-    """
-
-    backend: str
-    compiling: bool
-    tensors: tuple[Tensor, ...]
-    trains: bool
-    autocast: torch.dtype | None
-    dtype: torch.dtype
 
 
 def backend_eager(call: Call, facts: Facts) -> Reason | None:
@@ -96,7 +75,7 @@ def values_not_kept(call: Call, facts: Facts) -> Reason | None:
     cell = call.layers.cell
     if not (call.return_gates or any(call.layers.zoneout)) or cell in ELMAN or not TRITON_INSTALLED:
         return None
-    from ..kernels.cell_spec import find_cell
+    from ...kernels.cell_spec import find_cell
 
     if find_cell(cell).saved:
         return None
@@ -112,9 +91,10 @@ def malformed_hx(call: Call, facts: Facts) -> Reason | None:
 
 
 def unsupported_dtype(call: Call, facts: Facts) -> Reason | None:
-    if facts.dtype in KERNEL_DTYPES:
+    dtype = facts.loop.dtype
+    if dtype in KERNEL_DTYPES:
         return None
-    return Reason("unsupported_dtype", f"the kernels compute in float32, bfloat16 or float16, not in {facts.dtype}")
+    return Reason("unsupported_dtype", f"the kernels compute in float32, bfloat16 or float16, not in {dtype}")
 
 
 def mixed_dtypes(call: Call, facts: Facts) -> Reason | None:
