@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.func import jvp, vmap
 from torch.nn.utils.rnn import pack_sequence
 
 import holdfast
+from holdfast.cells import base
 from holdfast.cells.call.decision import decide
 from holdfast.cells.eager.fused import cudnn_backward_wants_training_mode
 from holdfast.kernels.interpreter import interpret
@@ -410,6 +412,39 @@ def test_hidden_size_that_cannot_be_resident():
         (name,) = names(plan)
         with holdfast.backend("triton"), pytest.raises(RuntimeError, match=f"{name}: "):
             module(x)
+
+
+CALLS = {
+    "plain": {},
+    "gates": {"return_gates": True},
+    "lengths": {"lengths": [5, 2]},
+    "nothing to walk": {"lengths": [0, 0]},
+    "resets": {"resets": torch.ones(5, 2, dtype=torch.bool)},
+}
+
+
+@pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_call_is_decided_once_and_explain_says_how(arguments, kernels, monkeypatch):
+    decisions = []
+
+    def watched(call):
+        decisions.append(decide(call))
+        return decisions[-1]
+
+    monkeypatch.setattr(base, "decide", watched)
+    for module in (holdfast.LSTM(3, 4), holdfast.GRU(3, 4, 2, zoneout=0.1), holdfast.RNN(3, 4).eval()):
+        module.keep = "recompute"
+        with interpret() if kernels else nullcontext():
+            plan = module.explain(X, **arguments)
+            module(X, **arguments)
+        (decision,) = decisions
+        assert (decision.path == "kernels") is (plan.regime != "eager") is kernels
+        if kernels:
+            assert decision.keep == plan.keep
+        else:
+            assert (decision.path == "recurrence") is (plan.op == "recurrence")
+        decisions.clear()
 
 
 class Subclass(torch.Tensor):
