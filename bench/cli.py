@@ -177,7 +177,7 @@ def explain(
     loaded_cells(load, cell)
     import torch
 
-    from ..cells.planning import precision
+    from ..cells.call.surroundings import precision
     from ..kernels.problem import Problem
     from .explain import print_plans
 

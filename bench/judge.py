@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cells.eligibility import interpreting
-from ..cells.planning import precision
+from ..cells.call.surroundings import interpreting, precision
 from .numbers import Numbers, Results
 from .tolerance import compare_all
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from ..cells.planning import precision
+from ..cells.call.surroundings import precision
 from .case import Case, Phase, input_flops, recurrent_flops
 from .measure import cpu_clock, host_clock_ns, synchronize
 

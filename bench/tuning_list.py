@@ -14,8 +14,8 @@ from torch import nn
 
 from ..autotune.identity import LengthClass
 from ..cells.base import RecurrentBase
-from ..cells.dtypes import KERNEL_DTYPES
-from ..cells.planning import precision
+from ..cells.call.surroundings import precision
+from ..cells.ops.options import KERNEL_DTYPES
 from ..kernels.cell_spec import find_cell
 from ..kernels.problem import FEATURES, Phase, Precision, Problem
 
@@ -151,7 +151,7 @@ def of_model(model: nn.Module, batch: int, phase: str, length: LengthClass) -> t
         else:
             cell = module.cell if isinstance(module, RecurrentBase) else module.mode.lower()
             directions = 2 if module.bidirectional else 1
-            # With proj_size the loop is that of the layer without it: `cells.projection`.
+            # With proj_size the loop is that of the layer without it: `cells.ops.projection`.
             found += wanted(cell, dtype, module.hidden_size, batch, directions, phase, length)
     return list(dict.fromkeys(found)), left_out
 
