@@ -1,12 +1,12 @@
 """holdfast: recurrent layers whose weights stay on chip for the whole sequence."""
 
 from . import autotune
-from .cells import ops as _ops  # noqa: F401  registers holdfast::layer, for saved programs too
 from .cells.backend import backend, current_backend
 from .cells.convert import convert, to_torch
 from .cells.custom import define_cell
 from .cells.gru import GRU
 from .cells.lstm import LSTM
+from .cells.ops import layer as _layer  # noqa: F401  registers holdfast::layer, for saved programs too
 from .cells.plot import plot_gates
 from .cells.recurrent import Recurrent
 from .cells.rnn import RNN

@@ -1,4 +1,4 @@
-"""What RNN, GRU and LSTM share: torch.nn's checks, the choice of path, and both paths."""
+"""What RNN, GRU and LSTM share: torch.nn's parameters and checks, and a call from its arguments to its results."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
-from .arguments import Lengths, checked_lengths, checked_resets, refuse_with_packed
-from .call import Call, State
-from .fused import run_fused
+from .call.checks import (
+    Lengths,
+    check_bool,
+    check_rate,
+    check_rates,
+    checked_lengths,
+    checked_resets,
+    refuse_with_packed,
+)
+from .call.decision import decide, explained, refusal
+from .call.records import Call, Layers, State, as_hx
+from .eager.fused import run_fused
+from .eager.recurrence import run_recurrence
+from .eager.segments import run_segments
 from .gates import gates_as_asked
-from .keep import KEEP
-from .layers import run_layers
-from .options import check_bool, check_rate, check_rates
-from .planning import full_plan, takes_kernels
-from .segments import run_segments
-from .unfused import needs_unfused, run_unfused
+from .ops.kernel_path import run_kernels
 
 if TYPE_CHECKING:
     from ..kernels.layer import Keep
@@ -67,7 +73,7 @@ class RecurrentBase(nn.RNNBase):
 
     @keep.setter
     def keep(self, value: Keep | None) -> None:
-        if value is not None and value not in KEEP:
+        if value not in (None, "save", "recompute"):
             raise ValueError(f"keep should be one of 'save', 'recompute', None, got {value!r}")
         self._keep = value
 
@@ -132,34 +138,21 @@ class RecurrentBase(nn.RNNBase):
     @property
     def zoneout_rates(self) -> tuple[float, ...]:
         """The probability of zoneout for each state."""
-        if isinstance(self.zoneout, tuple):
-            return self.zoneout
-        return (self.zoneout, *[0.0] * (self.n_states - 1))
+        zoneout = self.zoneout
+        return zoneout if isinstance(zoneout, tuple) else (zoneout,) + (0.0,) * (len(self.state_names) - 1)
 
     @property
     def cell(self) -> str:
-        """The cell's name, with its activations where they are not torch's; see `cells.reference`."""
-        raise NotImplementedError
-
-    def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
-        """torch's op for the whole module."""
+        """The cell's name, with its activations where they are not torch's; see `cells.eager.reference`."""
         raise NotImplementedError
 
     def initial_state(self, x: Tensor, batch_size: int | Tensor) -> State:
         """The state that hx=None stands for: the learnt one, or zeros in the dtype and on the device of x."""
         if not self.learn_initial_state:
-            return self.zero_state(x, batch_size)
+            return as_hx(self._describe().zeros(x, batch_size))
         # cuDNN takes no expanded view.
         learnt = (getattr(self, f"initial_{name}") for name in self.state_names)
-        return self._join_states(tuple(state.expand(-1, int(batch_size), -1).contiguous() for state in learnt))
-
-    def zero_state(self, x: Tensor, batch_size: int | Tensor) -> State:
-        """A state of zeros in the dtype and on the device of x."""
-        return self._zeros(x, batch_size, self.hidden_size)
-
-    def _zeros(self, x: Tensor, batch_size: int | Tensor, size: int) -> Tensor:
-        rows = self.num_layers * (2 if self.bidirectional else 1)
-        return torch.zeros(rows, batch_size, size, dtype=x.dtype, device=x.device)  # type: ignore[arg-type]
+        return as_hx(tuple(state.expand(-1, int(batch_size), -1).contiguous() for state in learnt))
 
     def _check_rank(self, hx: Any, batched: bool) -> None:
         """Refuse an hx whose rank does not go with that of x."""
@@ -173,12 +166,28 @@ class RecurrentBase(nn.RNNBase):
         """`function` applied to each tensor of hx."""
         return function(hx)
 
-    def _join_states(self, states: tuple[Tensor, ...]) -> State:
-        """The final states in the form of hx."""
-        return states[0]
-
     def _check_packed(self, x: Tensor, hx: Any, batch_sizes: Tensor) -> None:
         self.check_forward_args(x, hx, batch_sizes)
+
+    def _describe(self) -> Layers:
+        """The layers as they are now: all that a call needs of this module."""
+        return Layers(
+            self.cell,
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            2 if self.bidirectional else 1,
+            self.batch_first,
+            self.bias,
+            self.dropout,
+            self.training,
+            self.recurrent_dropout,
+            self.zoneout_rates,
+            self._keep,
+            cast("list[Tensor]", self._flat_weights),
+            self._flat_weights_names,
+        )
 
     def flat_weights(self) -> list[Tensor]:
         """The weights in torch's order, as they are now: forward has just looked them up by name."""
@@ -216,17 +225,20 @@ class RecurrentBase(nn.RNNBase):
             given = {"lengths": lengths, "resets": resets, "reset_state": reset_state, "return_gates": return_gates}
             return self._as_one_node(input, hx, {k: v for k, v in given.items() if v is not None and v is not False})
         call = self._checked(input, hx, lengths, resets, reset_state, return_gates)
+        decision = decide(call)
+        if decision.refused:
+            raise RuntimeError(refusal(type(self).__name__, decision.reasons))
         traces: list[dict[str, Tensor]] | None = [] if return_gates else None
-        if takes_kernels(self, call):
-            output, states = run_layers(self, call, traces)
-        elif needs_unfused(self, call):
-            output, states = run_unfused(self, call, traces)
-        elif call.ragged:
-            output, states = run_segments(self, call)
+        if decision.path == "kernels":
+            output, states = run_kernels(call, decision, traces)
+        elif decision.path == "recurrence":
+            output, states = run_recurrence(call, decision, traces)
+        elif decision.path == "segments":
+            output, states = run_segments(call, decision)
         else:
-            output, states = run_fused(self, call)
+            output, states = run_fused(call, decision)
         results = self._as_asked(call, output, states)
-        return results if traces is None else (*results, gates_as_asked(self, call, traces))
+        return results if traces is None else (*results, gates_as_asked(call, traces))
 
     def explain(
         self,
@@ -242,7 +254,7 @@ class RecurrentBase(nn.RNNBase):
 
         Nothing is run. The arguments are as for forward, and what forward refuses is refused here in the same words.
         """
-        return full_plan(self, self._checked(x, hx, lengths, resets, reset_state, return_gates))
+        return explained(self._checked(x, hx, lengths, resets, reset_state, return_gates))
 
     def _as_one_node(self, input: Proxy, hx: Any, options: dict[str, Any]) -> Any:
         """Stay a single call in a torch.fx graph, which fx grants of itself only to modules under torch.nn."""
@@ -269,23 +281,25 @@ class RecurrentBase(nn.RNNBase):
             hx = self.initial_state(x, batch_sizes[0]) if hx is None else self.permute_hidden(hx, sorted_indices)
             self._check_packed(x, hx, batch_sizes)
             refuse_with_packed(lengths=lengths, resets=resets, reset_state=reset_state)
-            return Call(x, hx, True, batch_sizes, sorted_indices, unsorted_indices, return_gates=return_gates)
-        if input.dim() not in (2, 3):
-            raise ValueError(self._rank_error.format(input.dim()))
-        batched = input.dim() == 3
-        x = input if batched else input.unsqueeze(self._batch_dim)
+            packed = (batch_sizes, sorted_indices, unsorted_indices)
+            return Call(self._describe(), x, hx, True, *packed, return_gates=return_gates)
+        rank, batch_dim = input.dim(), self._batch_dim
+        if rank not in (2, 3):
+            raise ValueError(self._rank_error.format(rank))
+        batched = rank == 3
+        x = input if batched else input.unsqueeze(batch_dim)
         if hx is None:
             self.check_input(x, None)
             if self.learn_initial_state:
-                hx = self.initial_state(x, x.size(self._batch_dim))
+                hx = self.initial_state(x, x.size(batch_dim))
         else:
             self._check_rank(hx, batched)
             if not batched:
                 hx = self._map_state(lambda state: state.unsqueeze(1), hx)
             self.check_forward_args(x, hx, None)
-        if x.size(1 - self._batch_dim) == 0:
+        if x.size(1 - batch_dim) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        call = Call(x, hx, batched, return_gates=return_gates)
+        call = Call(self._describe(), x, hx, batched, return_gates=return_gates)
         if lengths is None and resets is None and reset_state is None:
             return call
         return self._with_boundaries(call, lengths, resets, reset_state)
@@ -350,7 +364,7 @@ class RecurrentBase(nn.RNNBase):
 
     def _as_asked(self, call: Call, output: Tensor, states: tuple[Tensor, ...]) -> tuple[Any, Any]:
         """The results in the form of the input: packed, unbatched or as they are."""
-        hidden = self._join_states(states)
+        hidden = as_hx(states)
         if call.batch_sizes is not None:
             packed = PackedSequence(output, call.batch_sizes, call.sorted_indices, call.unsorted_indices)
             return packed, self.permute_hidden(cast(Tensor, hidden), call.unsorted_indices)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .options import check_bool
-from .reference import FAMILIES, REFERENCES, Reference, Step
+from .call.checks import check_bool
+from .eager.reference import FAMILIES, REFERENCES, Reference, Step
 
 if TYPE_CHECKING:
     from triton import JITFunction
@@ -45,7 +45,7 @@ def define_cell(
                          update(v, state, p) -> state
                          gradients(d, v, before, after, p) -> dx, da, d, dp
     reference:       the step in plain torch, `(x, product, states, parameters) -> (states, gates)`, as described at
-                     `cells.reference.Reference`. The eager path runs it, and the kernels are checked against it.
+                     `cells.eager.reference.Reference`. The eager path runs it, and the kernels are checked against it.
     gate_names:      what the gates that `reference` returns are called in `return_gates=True`.
     saved:           how many tiles of v the step backwards needs: `values`, which is the default, or 0 where the
                      states before and after the step are enough.

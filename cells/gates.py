@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .call import Call
-
-if TYPE_CHECKING:
-    from .base import RecurrentBase
+from .call.records import Call
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +38,7 @@ class Gates:
         return f"Gates({layers})"
 
 
-def gates_as_asked(module: RecurrentBase, call: Call, traces: list[dict[str, Tensor]]) -> Gates:
+def gates_as_asked(call: Call, traces: list[dict[str, Tensor]]) -> Gates:
     """Traces [T, B, ...] of each layer in the form of the call's output."""
 
     def as_asked(trace: Tensor) -> Tensor:
@@ -50,6 +46,6 @@ def gates_as_asked(module: RecurrentBase, call: Call, traces: list[dict[str, Ten
             trace = trace.index_select(1, call.unsorted_indices)
         if not call.batched:
             return trace.squeeze(1)
-        return trace.transpose(0, 1) if module.batch_first else trace
+        return trace.transpose(0, 1) if call.layers.batch_first else trace
 
     return Gates(tuple({name: as_asked(trace) for name, trace in layer.items()} for layer in traces))

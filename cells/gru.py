@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import _VF, Tensor
 
-from .activations import find_activation
 from .base import RecurrentBase
-from .options import check_bool
-from .reference import name_of
+from .call.checks import check_bool
+from .eager.activations import find_activation
+from .eager.reference import name_of
 from .rnn import refuse_projection
 
 
@@ -101,6 +99,3 @@ class GRU(RecurrentBase):
         """The cell's name, such as "gru", "gru_reset_before" or "gru(relu,sigmoid)"."""
         family = "gru" if self.reset_after else "gru_reset_before"
         return name_of(family, self.activation, self.recurrent_activation)
-
-    def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
-        return _VF.gru

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import _VF, Tensor, nn
+from torch import Tensor, nn
 
-from .activations import find_activation
 from .base import RecurrentBase
-from .call import State
-from .options import check_bool, check_number
-from .reference import name_of
+from .call.checks import check_bool, check_number
+from .call.records import State
+from .eager.activations import find_activation
+from .eager.reference import name_of
 
 
 class LSTM(RecurrentBase):
@@ -140,15 +140,6 @@ class LSTM(RecurrentBase):
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
-    def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
-        return _VF.lstm
-
-    def zero_state(self, x: Tensor, batch_size: int | Tensor) -> State:
-        return (
-            self._zeros(x, batch_size, self.proj_size or self.hidden_size),
-            self._zeros(x, batch_size, self.hidden_size),
-        )
-
     def _check_rank(self, hx: Any, batched: bool) -> None:
         rank = 3 if batched else 2
         if hx[0].dim() != rank or hx[1].dim() != rank:
@@ -160,9 +151,6 @@ class LSTM(RecurrentBase):
 
     def _map_state(self, function: Callable[[Tensor], Tensor], hx: Any) -> State:
         return function(hx[0]), function(hx[1])
-
-    def _join_states(self, states: tuple[Tensor, ...]) -> State:
-        return states
 
     def _check_packed(self, x: Tensor, hx: Any, batch_sizes: Tensor) -> None:
         """torch.nn.LSTM checks nothing of a packed call."""

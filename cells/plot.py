@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .arguments import Lengths
 from .base import RecurrentBase
+from .call.checks import Lengths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

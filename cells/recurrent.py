@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 from torch.nn import Parameter
 
 from .base import RecurrentBase
-from .call import State
-from .reference import reference_of
-from .unfused import FUSED_CELLS
+from .call.records import State
+from .eager.fused import FUSED_OPS
+from .eager.reference import reference_of
 
 
 class Recurrent(RecurrentBase):
@@ -60,7 +60,7 @@ class Recurrent(RecurrentBase):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__("RNN_TANH", *sizes, device="meta", dtype=dtype)
         self._cell = cell
-        self.mode = cell.upper() if cell in FUSED_CELLS else cell  # torch's word where it has one
+        self.mode = cell.upper() if cell in FUSED_OPS else cell  # torch's word where it has one
         for name, one_gate in list(self.named_parameters()):
             rows, *columns = one_gate.shape
             weight = torch.empty(reference.gates * rows, *columns, device=device, dtype=dtype)
@@ -86,19 +86,13 @@ class Recurrent(RecurrentBase):
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
         return reference_of(self._cell).state_names
 
-    def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
-        return getattr(_VF, self._cell)
-
     def flatten_parameters(self) -> None:
         """torch.nn's: lay the weights out for cuDNN, which only knows torch's cells."""
-        if self._cell in FUSED_CELLS:
+        if self._cell in FUSED_OPS:
             super().flatten_parameters()
 
     def extra_repr(self) -> str:
         return f"{self._cell!r}, {super().extra_repr()}"
-
-    def zero_state(self, x: Tensor, batch_size: int | Tensor) -> State:
-        return self._join_states(tuple(self._zeros(x, batch_size, self.hidden_size) for _ in range(self.n_states)))
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         if self.n_states == 1:
@@ -123,6 +117,3 @@ class Recurrent(RecurrentBase):
 
     def _map_state(self, function: Callable[[Tensor], Tensor], hx: Any) -> State:
         return function(hx) if self.n_states == 1 else tuple(function(state) for state in hx)
-
-    def _join_states(self, states: tuple[Tensor, ...]) -> State:
-        return states[0] if self.n_states == 1 else states

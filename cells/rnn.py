@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import _VF, Tensor
 
 from .base import RecurrentBase
 
@@ -89,6 +87,3 @@ class RNN(RecurrentBase):
     def cell(self) -> str:
         """The cell's name: "rnn_tanh" or "rnn_relu"."""
         return self.mode.lower()
-
-    def fused_op(self) -> Callable[..., tuple[Tensor, ...]]:
-        return _VF.rnn_tanh if self.mode == "RNN_TANH" else _VF.rnn_relu

@@ -10,16 +10,14 @@ import torch.nn.functional as F
 from torch import _VF, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..kernels.plan import Plan
-from .arguments import Lengths
 from .backend import current_backend
 from .base import RecurrentBase
-from .call import Call, State
-from .noise import has_noise
-from .planning import problem_of, refusal
-from .reference import reference_of
+from .call.checks import Lengths
+from .call.decision import refusal
+from .call.records import Layers, State, as_hx, as_tuple
+from .eager.recurrence import named_weights
+from .eager.reference import reference_of
 from .step import SINGLE_STEP
-from .unfused import named_weights
 
 States = tuple[Tensor, ...]
 
@@ -72,7 +70,7 @@ class Stateful(nn.Module):
         """
         if self._layers is None:
             return None
-        return self.module._join_states(tuple(torch.stack(each) for each in zip(*self._layers, strict=True)))
+        return as_hx(tuple(torch.stack(each) for each in zip(*self._layers, strict=True)))
 
     @state.setter
     def state(self, hx: State | None) -> None:
@@ -126,7 +124,7 @@ class Stateful(nn.Module):
         y, hx = self.module(input, hx, resets=resets, lengths=lengths)
         if not batched:
             hx = self.module._map_state(lambda t: t.unsqueeze(1), hx)
-        self._keep(list(zip(*(t.unbind(0) for t in _as_tuple(hx)), strict=True)))
+        self._keep(list(zip(*(t.unbind(0) for t in as_tuple(hx)), strict=True)))
         return y
 
     def step(self, input: Tensor) -> Tensor:
@@ -142,20 +140,18 @@ class Stateful(nn.Module):
             raise ValueError(f"input should be of shape [B, {module.input_size}], got {[*input.shape]}")
         self._check_batch(len(input))
         if current_backend() == "triton":
-            plan = Plan(problem_of(module, Call(input.unsqueeze(1), None)), "eager", reasons=(SINGLE_STEP,))
-            raise RuntimeError(refusal(type(self).__name__, plan))
-        if has_noise(module):
-            return self(input.unsqueeze(1 - module._batch_dim)).squeeze(1 - module._batch_dim)
+            raise RuntimeError(refusal(type(self).__name__, (SINGLE_STEP,)))
         module._update_flat_weights()
-        flat = module.flat_weights()
-        each = len(flat) // module.num_layers
+        layers = module._describe()
+        if layers.noisy:
+            return self(input.unsqueeze(1 - module._batch_dim)).squeeze(1 - module._batch_dim)
         before = self._layers or self._by_layer(module.initial_state(input, len(input)))
         after = []
         h = input
         for layer, states in enumerate(before):
-            if layer and module.dropout and module.training:
-                h = F.dropout(h, module.dropout)
-            after.append(_one_step(module, h, flat[layer * each : (layer + 1) * each], states))
+            if layer and layers.dropout and layers.training:
+                h = F.dropout(h, layers.dropout)
+            after.append(_one_step(layers, layer, h, states))
             h = after[-1][0]
         self._keep(after)
         return h
@@ -189,13 +185,15 @@ class Stateful(nn.Module):
         return "" if self.detach else "detach=False"
 
 
-def _one_step(module: RecurrentBase, x: Tensor, weights: list[Tensor], states: States) -> States:
+def _one_step(layers: Layers, layer: int, x: Tensor, states: States) -> States:
     """The states [B, H] of a layer after the step x [B, I]."""
-    op = STEP_OPS.get(module.cell)
-    if op is None or module.proj_size > 0:
-        w_hr = weights.pop() if module.proj_size > 0 else None
+    each = layers.weights_each
+    weights = layers.weights[layer * each : (layer + 1) * each]
+    op = STEP_OPS.get(layers.cell)
+    if op is None or layers.proj_size > 0:
+        w_hr = weights.pop() if layers.proj_size > 0 else None
         w_ih, w_hh, b_ih, b_hh, parameters = named_weights(weights)
-        after, _ = reference_of(module.cell)(
+        after, _ = reference_of(layers.cell)(
             F.linear(x, w_ih, b_ih), lambda h: F.linear(h, w_hh, b_hh), states, parameters
         )
         return after if w_hr is None else (F.linear(after[0], w_hr), *after[1:])
@@ -219,10 +217,6 @@ def _mask(rows: Tensor | Sequence[int], B: int, device: torch.device) -> Tensor:
     if wrong:
         raise ValueError(f"rows should be indices from 0 to {B - 1}, as the stream has {B} rows, got {wrong[0]}")
     return torch.zeros(B, dtype=torch.bool, device=device).index_fill(0, given.flatten().long(), True)
-
-
-def _as_tuple(hx: State) -> States:
-    return (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
 
 def _shapes(shapes: Sequence[Any]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Problem
 from .backend import current_backend
-from .planning import refusal
+from .call.decision import refusal
 
 SINGLE_STEP = Reason(
     "single_step", "a cell is one step and one op of torch: no later step could reuse resident weights"
@@ -41,7 +41,7 @@ class _StepCell(nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """torch.nn's own forward. RuntimeError where holdfast.backend is "triton"."""
         if current_backend() == "triton":
-            raise RuntimeError(refusal(type(self).__name__, self.explain(input, hx)))
+            raise RuntimeError(refusal(type(self).__name__, self.explain(input, hx).reasons))
         return super().forward(input, hx)
 
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import holdfast
 from holdfast.bench.method.judge import compare_all, relative_error
-from holdfast.cells.noise import Noise, draw
+from holdfast.cells.eager.noise import Noise, draw
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -402,7 +402,7 @@ def arguments(
 def masks_of(case: Case, module: nn.Module, call: Any) -> Masks:
     """The masks that the next call draws, in the order of the user's rows, padded, in float64 on the CPU."""
     noise = []
-    for of_layer in draw(module, call):
+    for of_layer in draw(call):
         dropout, zoneout = of_layer
         if call.batch_sizes is not None:
             packed = (call.batch_sizes, call.sorted_indices, call.unsorted_indices)

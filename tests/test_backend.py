@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from torch.func import jvp, vmap
 from torch.nn.utils.rnn import pack_sequence
 
 import holdfast
-from holdfast.cells.call import Call
-from holdfast.cells.fused import cudnn_backward_wants_training_mode
+from holdfast.cells import base
+from holdfast.cells.call.decision import decide
+from holdfast.cells.eager.fused import cudnn_backward_wants_training_mode
 from holdfast.kernels.interpreter import interpret
 
 torch.set_num_threads(1)
@@ -412,6 +414,39 @@ def test_hidden_size_that_cannot_be_resident():
             module(x)
 
 
+CALLS = {
+    "plain": {},
+    "gates": {"return_gates": True},
+    "lengths": {"lengths": [5, 2]},
+    "nothing to walk": {"lengths": [0, 0]},
+    "resets": {"resets": torch.ones(5, 2, dtype=torch.bool)},
+}
+
+
+@pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_call_is_decided_once_and_explain_says_how(arguments, kernels, monkeypatch):
+    decisions = []
+
+    def watched(call):
+        decisions.append(decide(call))
+        return decisions[-1]
+
+    monkeypatch.setattr(base, "decide", watched)
+    for module in (holdfast.LSTM(3, 4), holdfast.GRU(3, 4, 2, zoneout=0.1), holdfast.RNN(3, 4).eval()):
+        module.keep = "recompute"
+        with interpret() if kernels else nullcontext():
+            plan = module.explain(X, **arguments)
+            module(X, **arguments)
+        (decision,) = decisions
+        assert (decision.path == "kernels") is (plan.regime != "eager") is kernels
+        if kernels:
+            assert decision.keep == plan.keep
+        else:
+            assert (decision.path == "recurrence") is (plan.op == "recurrence")
+        decisions.clear()
+
+
 class Subclass(torch.Tensor):
     pass
 
@@ -419,10 +454,17 @@ class Subclass(torch.Tensor):
 def test_eval_mode_backward_takes_cudnn_training_mode():
     """On CUDA tensors only, and only where a backward may follow. Fake tensors: the decision needs no GPU."""
     module = holdfast.LSTM(3, 4).eval()
+
+    def wants_training_mode(x):
+        call = module._checked(x, None)
+        return cudnn_backward_wants_training_mode(call, decide(call))
+
     with FakeTensorMode(allow_non_fake_inputs=True):
-        on_gpu, on_cpu = Call(torch.empty(5, 2, 3, device="cuda"), None), Call(torch.empty(5, 2, 3), None)
-        assert cudnn_backward_wants_training_mode(module, on_gpu)
-        assert not cudnn_backward_wants_training_mode(module, on_cpu)
-        assert not cudnn_backward_wants_training_mode(module.train(), on_gpu)
+        on_gpu, on_cpu = torch.empty(5, 2, 3, device="cuda"), torch.empty(5, 2, 3)
+        assert wants_training_mode(on_gpu)
+        assert not wants_training_mode(on_cpu)
+        module.train()
+        assert not wants_training_mode(on_gpu)
+        module.eval()
         with torch.no_grad():
-            assert not cudnn_backward_wants_training_mode(module.eval(), on_gpu)
+            assert not wants_training_mode(on_gpu)

@@ -21,7 +21,7 @@ from holdfast.bench.check import run as check
 from holdfast.bench.cli import app
 from holdfast.bench.method.judge import compare_all
 from holdfast.bench.method.results import read
-from holdfast.cells.reference import REFERENCES
+from holdfast.cells.eager.reference import REFERENCES
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import holdfast
-from holdfast.cells.reference import REFERENCES
+from holdfast.cells.eager.reference import REFERENCES
 from holdfast.kernels.activations import sigmoid, tanh
 from holdfast.kernels.cell_spec import CELLS, find_cell
 from holdfast.kernels.interpreter import interpret

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import holdfast
-from holdfast.cells.activations import ACTIVATIONS
-from holdfast.cells.noise import draw
+from holdfast.cells.eager.activations import ACTIVATIONS
+from holdfast.cells.eager.noise import draw
 
 T, B, INPUT, HIDDEN = 6, 3, 2, 4
 X = torch.randn(T, B, INPUT)
@@ -184,9 +184,9 @@ def test_masks_follow_the_seed_and_the_mode(x):
     module = holdfast.LSTM(INPUT, HIDDEN, 2, bidirectional=True, recurrent_dropout=0.4, zoneout=(0.3, 0.2))
     call = module._checked(x, None)
     torch.manual_seed(0)
-    first = draw(module, call)
+    first = draw(call)
     torch.manual_seed(0)
-    again = draw(module, call)
+    again = draw(call)
     steps = (T, B) if isinstance(x, torch.Tensor) else (10,)
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one.dropout, other.dropout)
@@ -198,7 +198,7 @@ def test_masks_follow_the_seed_and_the_mode(x):
             assert set(p.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(first[0].dropout, first[1].dropout)
     assert not torch.equal(*first[0].zoneout)
-    for dropout, zoneout in draw(module.eval(), call):
+    for dropout, zoneout in draw(module.eval()._checked(x, None)):
         assert dropout is None
         assert [(z == p).all().item() for z, p in zip(zoneout, (0.3, 0.2), strict=True)] == [True, True]
     same(seeded(module, X), seeded(module, X))
@@ -212,7 +212,7 @@ def test_the_dtype_does_not_change_the_masks():
     found = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         torch.manual_seed(0)
-        found.append(draw(module.to(dtype), module._checked(X.to(dtype), None))[0])
+        found.append(draw(module.to(dtype)._checked(X.to(dtype), None))[0])
     for other in found[1:]:
         assert torch.equal(other.zoneout[0].float(), found[0].zoneout[0])
         assert torch.equal(other.dropout.bool(), found[0].dropout.bool())
@@ -221,7 +221,7 @@ def test_the_dtype_does_not_change_the_masks():
 def test_rates():
     """Of many draws as many are zero as asked for."""
     module = holdfast.RNN(1, 64, recurrent_dropout=0.25, zoneout=0.1)
-    ((dropout, (zoneout,)),) = draw(module, module._checked(torch.zeros(50, 200, 1), None))
+    ((dropout, (zoneout,)),) = draw(module._checked(torch.zeros(50, 200, 1), None))
     assert abs((dropout == 0).float().mean() - 0.25) < 0.02  # five standard deviations of 12,800 draws
     assert abs(zoneout.mean() - 0.1) < 0.002
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from plain_loop import ACTIVATIONS, compare, draw_case
 
-from holdfast.cells import activations
+from holdfast.cells.eager import activations
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 

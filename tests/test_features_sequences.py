@@ -179,7 +179,7 @@ def test_order_of_the_batch_does_not_matter(kind):
 def test_neither_walks_time_in_python(kind, monkeypatch):
     """torch's cells are cut into segments for one packed batch; the plain recurrence is for other cells."""
     a, _ = pair(kind, num_layers=2)
-    monkeypatch.setattr(base, "run_unfused", None)
+    monkeypatch.setattr(base, "run_recurrence", None)
     a(inputs(a), lengths=LENGTHS, resets=torch.rand(T, B) < 0.3)
     with pytest.raises(TypeError, match="NoneType"):
         holdfast.LSTM(INPUT, HIDDEN, peepholes=True)(torch.randn(T, B, INPUT), lengths=LENGTHS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from holdfast.bench.check.features import Call, draw_call, errors_of, small_config
-from holdfast.cells.activations import ACTIVATIONS
+from holdfast.cells.eager.activations import ACTIVATIONS
 from holdfast.kernels import gemm, layer
 from holdfast.kernels.cell_spec import CELLS, find_cell
 from holdfast.kernels.extras import Extras

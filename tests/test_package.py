@@ -15,8 +15,13 @@ import pytest
 import holdfast
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("check", "cli", "demo", "method", "output", "providers", "suites", "tasks", "tuning")
-PACKAGES = ("kernels", "kernels/loop", "cells", "autotune", "bench", *(f"bench/{room}" for room in ROOMS))
+ROOMS = {
+    "kernels": ("loop",),
+    "cells": ("call", "eager", "ops"),
+    "autotune": (),
+    "bench": ("check", "cli", "demo", "method", "output", "providers", "suites", "tasks", "tuning"),
+}
+PACKAGES = tuple(f"{folder}/{room}" if room else folder for folder, rooms in ROOMS.items() for room in ("", *rooms))
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess[str]:

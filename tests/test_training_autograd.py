@@ -16,9 +16,9 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import holdfast
-from holdfast.cells.call import Call
-from holdfast.cells.reference import FAMILIES, REFERENCES, reference_of
-from holdfast.cells.unfused import needs_unfused, unroll
+from holdfast.cells.call.decision import decide
+from holdfast.cells.eager.recurrence import unroll
+from holdfast.cells.eager.reference import FAMILIES, REFERENCES, reference_of
 from holdfast.kernels.interpreter import interpret
 
 CELLS = {
@@ -474,7 +474,8 @@ def test_nested_grad_on_a_gpu_leaves_cudnn(cell):
 
     def loss(x):
         with FakeTensorMode(allow_non_fake_inputs=True):
-            needed.append(needs_unfused(a, Call(torch.empty(T, B, INPUT, device="cuda"), None)))
+            call = a._checked(torch.empty(T, B, INPUT, device="cuda"), None)
+            needed.append(decide(call).path == "recurrence")
         return x.square().sum()
 
     grad(loss)(torch.ones(()))

@@ -123,7 +123,7 @@ def test_default_of_keep_is_by_bytes(monkeypatch):
     module = holdfast.GRU(INPUT, HIDDEN, 2, bidirectional=True)
     plan = module.explain(X)
     assert plan.kept_bytes == 2 * 2 * T * B * 4 * HIDDEN * 4
-    monkeypatch.setattr("holdfast.cells.keep.SAVE_AT_MOST", plan.kept_bytes - 1)
+    monkeypatch.setattr("holdfast.cells.call.decision.SAVE_AT_MOST", plan.kept_bytes - 1)
     assert module.explain(X).keep == "recompute"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...cells.unfused import unroll
+from ...cells.eager.recurrence import unroll
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.extras import Extras, is_one_number

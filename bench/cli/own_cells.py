@@ -20,7 +20,7 @@ def load_cells(path: Path) -> list[str]:
     Returns the names of the cells that it defined, in its order. Raises CellError where it cannot be imported, where
     another module has its name, and where it defines none.
     """
-    from ...cells.reference import REFERENCES
+    from ...cells.eager.reference import REFERENCES
 
     if path.suffix != ".py" or not path.is_file():
         raise CellError(f"--load should name a Python file that is there, got {path}")
@@ -43,8 +43,8 @@ def known_cell(name: str) -> str:
 
     Raises CellError, which lists the known ones, and for a cell that no kernel can run.
     """
-    from ...cells.eligibility import MOST_GATES
-    from ...cells.reference import reference_of
+    from ...cells.call.eligibility import MOST_GATES
+    from ...cells.eager.reference import reference_of
 
     try:
         gates = reference_of(name).gates

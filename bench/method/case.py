@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ...cells.reference import reference_of
+from ...cells.eager.reference import reference_of
 
 Phase = Literal["forward", "training"]
 Sequences = Literal["dense", "ragged", "resets"]

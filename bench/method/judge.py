@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...cells.planning import precision
+from ...cells.call.surroundings import precision
 from ...kernels.executor import interpreting
 from .numbers import Numbers, Results
 

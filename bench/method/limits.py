@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from ...cells.planning import precision
+from ...cells.call.surroundings import precision
 from ...kernels.plan import Plan
 from .case import Case, Phase, input_flops, recurrent_flops
 from .floor import Floor, measure_floor

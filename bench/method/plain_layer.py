@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...cells.reference import reference_of
-from ...cells.unfused import unroll
+from ...cells.eager.recurrence import unroll
+from ...cells.eager.reference import reference_of
 
 
 class PlainLayer(nn.Module):

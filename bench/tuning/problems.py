@@ -13,8 +13,8 @@ from torch import nn
 
 from ...autotune.identity import LengthClass
 from ...cells.base import RecurrentBase
-from ...cells.dtypes import KERNEL_DTYPES
-from ...cells.planning import precision
+from ...cells.call.surroundings import precision
+from ...cells.ops.options import KERNEL_DTYPES
 from ...kernels.cell_spec import find_cell
 from ...kernels.problem import FEATURES, Phase, Precision, Problem
 from ..method.case import DTYPES

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
-from ..kernels.extras import Extras
-from ..kernels.packed_rows import PackedRows
-from .dtypes import dtype_named
-from .unfused import unroll
+from ...kernels.extras import Extras
+from ...kernels.packed_rows import PackedRows
+from ..eager.recurrence import unroll
+from .options import Options, dtype_named, told
+
+if TYPE_CHECKING:
+    from ...kernels.layer import Keep
 
 
 def differentiable_layer(
-    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *options: Any
+    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any
 ) -> list[Tensor]:
-    """`holdfast::layer` as autograd sees it. options: its other arguments; extras may be left out."""
-    options, extras = options[:_OPTIONS], Extras(*options[_OPTIONS:])
+    """`holdfast::layer` as autograd sees it."""
+    options, keep, extras = told(arguments)
     states = [state for state in initial if state is not None]
     reset_state = list(extras.reset_state or ())
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *states, *reset_state)):
         counts = (len(weights), len(initial), len(states))
-        return list(_Layer.apply(options, extras, counts, x, *weights, *states, *reset_state))
+        return list(_Layer.apply((options, keep, extras), counts, x, *weights, *states, *reset_state))
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.holdfast.layer.default(x, weights, initial, *options, *extras)
-
-
-_OPTIONS = 6  # cell, directions, batch_first, dtype, precision, keep
+        return torch.ops.holdfast.layer.default(x, weights, initial, *arguments)
 
 
 class _Layer(torch.autograd.Function):
@@ -38,14 +38,15 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, options: tuple[Any, ...], extras: Extras, counts: tuple[int, int, int], x: Tensor, *rest: Tensor
+        ctx: Any, arguments: tuple[Options, Keep, Extras], counts: tuple[int, int, int], x: Tensor, *rest: Tensor
     ) -> Any:
+        options, keep, extras = arguments
         n_weights, n_states, n_initial = counts
         weights, initial, reset_state = _parted(rest, n_weights, n_initial)
         with torch._C._AutoDispatchBelowAutograd():
             seen = extras._replace(reset_state=reset_state or None)
-            results = torch.ops.holdfast.layer.default(x, weights, initial or (None,) * n_states, *options, *seen)
-        *ctx.options, ctx.keep = options
+            results = torch.ops.holdfast.layer.default(x, weights, initial or (None,) * n_states, *options, keep, *seen)
+        ctx.options, ctx.keep = options, keep
         ctx.extras, ctx.counts, ctx.n_inputs = extras._replace(reset_state=None), counts, 1 + len(rest)
         residuals = results[1 + n_states :]
         ctx.set_materialize_grads(False)
@@ -76,14 +77,13 @@ class _Layer(torch.autograd.Function):
         # the recurrence nor a context passes Dynamo: it went on without any gradient.
         traced = torch.compiler.is_dynamo_compiling()
         if not traced and (torch.is_grad_enabled() or _under_vmap(grads)):
-            found = _through_recurrence(x, weights, initial, extras, dy, d_final, *ctx.options)
-            return None, None, None, *found
-        needs_dx = ctx.needs_input_grad[3]
+            return None, None, *_through_recurrence(x, weights, initial, dy, d_final, ctx.options, extras)
+        needs_dx = ctx.needs_input_grad[2]
         op = torch.ops.holdfast.layer_backward.default
         gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx, *extras)
         found = op(*gradients) if traced else ctx.settings.copy().run(op, *gradients)
         dx = found.pop() if needs_dx else None
-        return None, None, None, dx, *found
+        return None, None, dx, *found
 
 
 def _parted(rest: Sequence[Tensor], n_weights: int, n_initial: int) -> tuple[Sequence[Tensor], ...]:
@@ -103,17 +103,13 @@ def _through_recurrence(
     x: Tensor,
     weights: Sequence[Tensor],
     initial: Sequence[Tensor],
-    extras: Extras,
     dy: Tensor | None,
     d_final: Sequence[Tensor | None],
-    cell: str,
-    directions: int,
-    batch_first: bool,
-    dtype_name: str,
-    precision: str,
+    options: Options,
+    extras: Extras,
 ) -> list[Tensor | None]:
     """The gradients as a differentiable function of everything they depend on; None for what needs no gradient."""
-    create_graph, dtype = torch.is_grad_enabled(), dtype_named(dtype_name)
+    create_graph, dtype = torch.is_grad_enabled(), dtype_named(options.dtype)
     reset_state = tuple(extras.reset_state or ())
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         # Aliases, so that the gradient stops at this layer's inputs and the second one goes on through them.
@@ -123,9 +119,9 @@ def _through_recurrence(
         rows = None if extras.starts is None else PackedRows.of(extras.starts, extras.lengths, xs.shape[0])
         if rows is not None:
             xs = rows.padded(xs)
-        elif batch_first:
+        elif options.batch_first:
             xs = xs.transpose(0, 1)
-        each = len(weights) // directions
+        directions, each = options.directions, len(weights) // options.directions
         hidden = weights[1].shape[1]
         zones = [z.to(dtype) if rows is None else rows.padded(z.to(dtype)) for z in extras.zoneout or ()]
         outputs = []
@@ -133,7 +129,7 @@ def _through_recurrence(
             states = tuple(t[direction] for t in starting)
             outputs.append(
                 unroll(
-                    cell,
+                    options.cell,
                     xs,
                     own[direction * each : (direction + 1) * each],
                     states or (xs.new_zeros(xs.shape[1], hidden),) * len(d_final),

@@ -7,46 +7,39 @@ forward and a backward pass in one call, 95 ms in calls of 8 steps (2 to 32 step
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Call
-from .eligibility import needs_grad
-from .fused import run_fused
-
-if TYPE_CHECKING:
-    from .base import RecurrentBase
+from ..call.records import Call, Decision, Layers, as_hx
+from .fused import FUSED_OPS, run_fused
 
 STEPS_A_CALL = 8
 
 
-def run_packed(module: RecurrentBase, call: Call, mirror: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def run_packed(call: Call, decision: Decision, mirror: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a packed call that has an hx: (output [N, D*H], final states [layers*D, S, H]).
 
-    mirror:  [N], for each row of the packed data the one that is as far from its sequence's other end; only a
-             bidirectional module needs it.
+    mirror:  [N], for each row of the packed data the one that is as far from its sequence's other end; only two
+             directions need it.
     """
-    if call.x.device.type != "cpu" or not needs_grad(module, call):
-        return run_fused(module, call)
+    if call.x.device.type != "cpu" or not decision.trains:
+        return run_fused(call, decision)
     assert call.batch_sizes is not None
-    directions = 2 if module.bidirectional else 1
-    flat = module.flat_weights()
-    each = len(flat) // (module.num_layers * directions)
+    layers = call.layers
+    each = layers.weights_each
     data = call.x
     finals: list[tuple[Tensor, ...]] = []
-    for layer in range(module.num_layers):
-        if layer > 0 and module.dropout > 0:
-            data = F.dropout(data, module.dropout, module.training)
+    for layer in range(layers.num_layers):
+        if layer > 0 and layers.dropout > 0:
+            data = F.dropout(data, layers.dropout, layers.training)
         outputs = []
-        for direction in range(directions):
-            row = layer * directions + direction
-            own = flat[row * each : (row + 1) * each]
+        for direction in range(layers.directions):
+            row = layer * layers.directions + direction
+            own = layers.weights[row * each : (row + 1) * each]
             states = tuple(state[row : row + 1] for state in call.states)
             x = data if direction == 0 else data.index_select(0, mirror)
-            y, states = _one_layer(module, x, call.batch_sizes, states, own)
+            y, states = _one_layer(layers, x, call.batch_sizes, states, own)
             outputs.append(y if direction == 0 else y.index_select(0, mirror))
             finals.append(states)
         data = torch.cat(outputs, -1)
@@ -54,9 +47,10 @@ def run_packed(module: RecurrentBase, call: Call, mirror: Tensor) -> tuple[Tenso
 
 
 def _one_layer(
-    module: RecurrentBase, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
+    layers: Layers, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction: y [N, H] and the final states [1, S, H], from states [1, S, H]."""
+    op = FUSED_OPS[layers.cell]
     calls = batch_sizes.split(STEPS_A_CALL)
     outputs, ended = [], []
     for sizes, rows in zip(calls, x.split([int(sizes.sum()) for sizes in calls]), strict=True):
@@ -64,8 +58,7 @@ def _one_layer(
         if going_on < done:
             ended.append(tuple(state[:, going_on:] for state in states))
             states = tuple(state[:, :going_on] for state in states)
-        hx = module._join_states(states)
-        y, *after = module.fused_op()(rows, sizes, hx, weights, module.bias, 1, 0.0, module.training, False)
+        y, *after = op(rows, sizes, as_hx(states), weights, layers.bias, 1, 0.0, layers.training, False)
         outputs.append(y)
         states = tuple(after)
     ended.append(states)

@@ -6,18 +6,13 @@ vectorised ops to cut and to put back, and no loop over time or rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .call import Call
-from .eligibility import autocast_dtype
+from ..call.records import Call, Decision, State, as_hx
 from .packed import run_packed
-from .unfused import run_unfused
-
-if TYPE_CHECKING:
-    from .base import RecurrentBase
 
 
 class Segments(NamedTuple):
@@ -85,40 +80,32 @@ def cut(
     )
 
 
-def run_segments(module: RecurrentBase, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+def run_segments(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a checked call with lengths, resets or both: (output, final states)."""
-    x = call.x
-    B, T = x.shape[:2] if module.batch_first else (x.shape[1], x.shape[0])
-    if B == 0 or (call.lengths is not None and not call.lengths.any()):
-        return run_unfused(module, call)  # the fused op refuses an empty packed batch
-    found = cut(T, B, call.lengths, call.resets, module.batch_first, x.device)
+    layers, x = call.layers, call.x
+    B, T = x.shape[:2] if layers.batch_first else (x.shape[1], x.shape[0])
+    found = cut(T, B, call.lengths, call.resets, layers.batch_first, x.device)
     data = x.flatten(0, 1).index_select(0, found.source)
-    in_rows = Call(data, _initial(module, call, found), batch_sizes=found.batch_sizes)
-    packed, segment_finals = run_packed(module, in_rows, found.mirror)
+    in_rows = Call(layers, data, _initial(call, found), batch_sizes=found.batch_sizes)
+    packed, segment_finals = run_packed(in_rows, decision, found.mirror)
     y = packed.new_zeros(T * B, packed.shape[1]).index_copy(0, found.source, packed)
     finals = tuple(
-        _finals(module, initial, of_segments, found)
-        for initial, of_segments in zip(_states(module, call, B), segment_finals, strict=True)
+        _finals(initial, of_segments, found, layers.directions)
+        for initial, of_segments in zip(call.starting_states(), segment_finals, strict=True)
     )
     # on a CPU torch's packed op leaves float32 to autocast, which its other ops do not
-    dtype = autocast_dtype(call) or x.dtype
+    dtype = decision.autocast or x.dtype
     return y.unflatten(0, x.shape[:2]).to(dtype), tuple(final.to(dtype) for final in finals)
 
 
-def _states(module: RecurrentBase, call: Call, B: int) -> tuple[Tensor, ...]:
-    hx = call.hx if call.hx is not None else module.zero_state(call.x, B)
-    return call._replace(hx=hx).states
-
-
-def _initial(module: RecurrentBase, call: Call, found: Segments) -> tuple[Tensor, ...] | Tensor:
+def _initial(call: Call, found: Segments) -> State:
     """What each segment starts from, [layers*D, S, H]: hx where the walk enters a row, else the state of a reset."""
-    directions = 2 if module.bidirectional else 1
+    layers = call.layers
     if call.hx is None and call.reset_hx is None:
-        return module.zero_state(call.x, len(found.row))
-    from_hx = torch.stack((found.starts, found.ends)[:directions]).repeat(module.num_layers, 1).unsqueeze(-1)
-    B = call.batch_size(module.batch_first)
+        return as_hx(layers.zeros(call.x, len(found.row)))
+    from_hx = torch.stack((found.starts, found.ends)[: layers.directions]).repeat(layers.num_layers, 1).unsqueeze(-1)
     states = []
-    for k, state in enumerate(_states(module, call, B)):
+    for k, state in enumerate(call.starting_states()):
         state = state.index_select(1, found.row)
         if call.resets is None:
             states.append(state)
@@ -126,12 +113,12 @@ def _initial(module: RecurrentBase, call: Call, found: Segments) -> tuple[Tensor
             states.append(state.masked_fill(~from_hx, 0))
         else:
             states.append(torch.where(from_hx, state, call.reset_states[k].index_select(1, found.row)))
-    return module._join_states(tuple(states))
+    return as_hx(tuple(states))
 
 
-def _finals(module: RecurrentBase, initial: Tensor, of_segments: Tensor, found: Segments) -> Tensor:
+def _finals(initial: Tensor, of_segments: Tensor, found: Segments, directions: int) -> Tensor:
     """The states [layers*D, B, H] at the end of each row's walk; a row without steps keeps its initial one."""
-    if module.bidirectional:
+    if directions == 2:
         by_direction = of_segments.unflatten(0, (-1, 2))
         ends = (by_direction[:, 0].index_select(1, found.last), by_direction[:, 1].index_select(1, found.first))
         reached = torch.stack(ends, 1).flatten(0, 1)

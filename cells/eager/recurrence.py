@@ -7,111 +7,55 @@ work on holdfast's modules where torch.nn raises, and cells that torch lacks wor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .backend import constant_when_traced
-from .call import Call
-from .eligibility import autocast_dtype, forward_ad_dual, in_transform, needs_grad
-from .noise import Noise, draw, has_noise
+from ..call.records import Call, Decision
+from .noise import Noise, draw
 from .reference import reference_of
 
-if TYPE_CHECKING:
-    from .base import RecurrentBase
 
-FUSED_CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-"""Cells that torch has an op for."""
-
-
-def needs_unfused(module: RecurrentBase, call: Call) -> bool:
-    """Whether torch's fused op cannot do this, or would refuse what it accepts in plain eager mode."""
-    if call.return_gates or module.cell not in FUSED_CELLS or has_noise(module):
-        return True
-    if call.ragged and sizes_are_symbolic(call):
-        return True
-    if torch.compiler.is_compiling():
-        return call.batch_sizes is None and (under_vmap_or_jvp() or compiled_cpu_lstm_training(module, call))
-    if get_interpreter_stack() is None and forward_ad._current_level < 0:
-        return False
-    return call.batch_sizes is None and (
-        under_vmap_or_jvp() or (call.x.is_cuda and under_nested_grad()) or forward_ad_dual(module, call) is not None
-    )
-
-
-def sizes_are_symbolic(call: Call) -> bool:
-    """Whether the number of segments cannot be looked at: a tracer would bake it in, other tensors hold no numbers.
-
-    Inside a torch.func transform even the sizes of a packed batch are wrapped, and the fused op reads their memory.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform():
-        return True
-    given = [t for t in (call.lengths, call.resets) if t is not None]
-    return any(type(t) is not Tensor or t.is_meta for t in given)
-
-
-def compiled_cpu_lstm_training(module: RecurrentBase, call: Call) -> bool:
-    """AOTAutograd asserts on the None that oneDNN's LSTM saves for its backward ("tensors_saved_with_vc_check")."""
-    return module.mode == "LSTM" and call.x.device.type == "cpu" and needs_grad(module, call)
-
-
-@constant_when_traced
-def under_vmap_or_jvp() -> bool:
-    """The fused ops have no batching rule, and some no forward derivative. torch.func.grad alone suits them."""
-    levels = get_interpreter_stack() or ()
-    return any(level.key() in (TransformType.Vmap, TransformType.Jvp) for level in levels)
-
-
-def under_nested_grad() -> bool:
-    """torch.func.grad of torch.func.grad, which cuDNN refuses: it has no second derivatives."""
-    return sum(level.key() == TransformType.Grad for level in get_interpreter_stack() or ()) > 1
-
-
-def run_unfused(
-    module: RecurrentBase, call: Call, traces: list[dict[str, Tensor]] | None = None
+def run_recurrence(
+    call: Call, decision: Decision, traces: list[dict[str, Tensor]] | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a checked call: (output, final states); output as the module's batch_first, or packed rows.
+    """Run a checked call: (output, final states); output as the layers' batch_first, or packed rows.
 
     traces:  a list that gets for each layer what every gate and state was, by name, [T, B, D*H], detached.
     """
-    noise, dtype = draw(module, call), autocast_dtype(call)
+    noise, dtype = draw(call), decision.autocast
     if dtype is None:
-        return _run(module, call, noise, traces)
+        return _run(call, noise, traces)
     cast = call._replace(x=call.x.to(dtype))
     with torch.autocast(call.x.device.type, enabled=False):
-        return _run(module, cast, [_cast_noise(of_layer, dtype) for of_layer in noise], traces)
+        return _run(cast, [_cast_noise(of_layer, dtype) for of_layer in noise], traces)
 
 
-def _run(
-    module: RecurrentBase, call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run(call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """In the dtype of x, and with x padded, time-major and back."""
     x = call.x
     if call.batch_sizes is not None:
         x, sizes = pad_packed_sequence(PackedSequence(x, call.batch_sizes))
         noise = [_padded_noise(of_layer, call.batch_sizes) for of_layer in noise]
         call = call._replace(lengths=sizes.to(x.device))
-        y, finals = _run_layers(module, x, call, noise, traces)
+        y, finals = _run_layers(x, call, noise, traces)
         return pack_padded_sequence(y, sizes).data, finals
-    y, finals = _run_layers(module, x.transpose(0, 1) if module.batch_first else x, call, noise, traces)
-    return y.transpose(0, 1) if module.batch_first else y, finals
+    batch_first = call.layers.batch_first
+    y, finals = _run_layers(x.transpose(0, 1) if batch_first else x, call, noise, traces)
+    return y.transpose(0, 1) if batch_first else y, finals
 
 
 def _run_layers(
-    module: RecurrentBase, x: Tensor, call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None
+    x: Tensor, call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """All layers, in the dtype of x [T, B, I], which stands for call.x: y [T, B, D*H] and the final states."""
-    hx = call.hx if call.hx is not None else module.zero_state(x, x.shape[1])
-    initial = [state.to(x.dtype) for state in call._replace(hx=hx).states]
+    layers = call.layers
+    directions, each = layers.directions, layers.weights_each
+    initial = [state.to(x.dtype) for state in (layers.zeros(x, x.shape[1]) if call.hx is None else call.states)]
     reset_states = [state.to(x.dtype) for state in call.reset_states]
-    directions = 2 if module.bidirectional else 1
-    flat = [weight.to(x.dtype) for weight in module.flat_weights()]
-    each = len(flat) // (module.num_layers * directions)
+    flat = [weight.to(x.dtype) for weight in layers.weights]
     finals: list[tuple[Tensor, ...]] = []
     for layer, (dropout, zoneout) in enumerate(noise):
         outputs = []
@@ -119,10 +63,10 @@ def _run_layers(
         for direction in range(directions):
             row = layer * directions + direction
             own = flat[row * each : (row + 1) * each]
-            w_hr = own.pop() if module.proj_size > 0 else None
-            units = slice(direction * module.hidden_size, (direction + 1) * module.hidden_size)
+            w_hr = own.pop() if layers.proj_size > 0 else None
+            units = slice(direction * layers.hidden_size, (direction + 1) * layers.hidden_size)
             hs, states = unroll(
-                module.cell,
+                layers.cell,
                 x,
                 own,
                 tuple(state[row] for state in initial),
@@ -140,8 +84,8 @@ def _run_layers(
         x = torch.cat(outputs, -1)
         if traces is not None:
             traces.append({name: torch.cat([trace[name] for trace in seen], -1) for name in seen[0]})
-        if layer < module.num_layers - 1 and module.dropout > 0:
-            x = F.dropout(x, module.dropout, module.training)
+        if layer < layers.num_layers - 1 and layers.dropout > 0:
+            x = F.dropout(x, layers.dropout, layers.training)
     return x, tuple(torch.stack(of_one_state) for of_one_state in zip(*finals, strict=True))
 
 

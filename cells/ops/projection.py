@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.packed_rows import PackedRows
+from ...kernels.extras import Extras
+from ...kernels.packed_rows import PackedRows
 
 
 class Projected:
@@ -27,24 +28,22 @@ class Projected:
         x: Tensor,
         weights: Sequence[Tensor],
         initial: list[Tensor] | None,
-        reset_state: list[Tensor] | None,
+        extras: Extras,
         directions: int,
         dtype: torch.dtype,
-        lengths: Tensor | None,
-        starts: Tensor | None,
-        resets: Tensor | None,
     ) -> None:
         cast = [weight.to(dtype) for weight in weights]
         each = len(cast) // directions
         self.weights = [cast[start : start + each] for start in range(0, len(cast), each)]
         self.x = x.to(dtype)
         self.initial = None if initial is None else [state.to(dtype) for state in initial]
+        reset_state = extras.reset_state
         self.reset_state = None if reset_state is None else [state.to(dtype) for state in reset_state]
-        self.lengths, self.resets = lengths, resets
-        self.rows = None if starts is None else PackedRows.of(starts, lengths, x.shape[0])
+        self.extras, self.lengths, self.resets = extras, extras.lengths, extras.resets
+        self.rows = None if extras.starts is None else PackedRows.of(extras.starts, extras.lengths, x.shape[0])
 
-    def as_plain(self) -> tuple[Tensor, list[Tensor], list[Tensor] | None, list[Tensor] | None]:
-        """x, weights, initial and reset states of the same layer without a projection."""
+    def as_plain(self) -> tuple[Tensor, list[Tensor], list[Tensor] | None, Extras]:
+        """x, weights, initial states and extras of the same layer without a projection."""
         flat = []
         with torch.autocast(self.x.device.type, enabled=False):
             for direction, (w_ih, w_hh, *biases, w_hr) in enumerate(self.weights):
@@ -54,7 +53,8 @@ class Projected:
                     w_ih = torch.cat([w_ih, *columns], 1)
                 flat += [w_ih, w_hh @ w_hr, *biases]
         x = torch.cat([self.x, *self._entering()], -1) if self._enters else self.x
-        return x, flat, self._without_h(self.initial), self._without_h(self.reset_state)
+        extras = self.extras._replace(reset_state=self._without_h(self.reset_state))
+        return x, flat, self._without_h(self.initial), extras
 
     def outputs(self, m: Tensor, final: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """y [.., D*P] and the final states of the layer, from those of the plain one."""

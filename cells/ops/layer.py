@@ -8,49 +8,28 @@ traced, so a compiled graph serves every length and batch size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from ..kernels.extras import Extras
-from ..kernels.problem import Phase, Precision, Problem
+from ...kernels.problem import Problem
 from .derivative import differentiable_layer
-from .dtypes import dtype_named
+from .options import schema, told
 
 if TYPE_CHECKING:
-    from ..kernels.config import Config
-    from ..kernels.layer import Keep, LayerWeights
+    from ...kernels.config import Config
+    from ...kernels.layer import Keep, LayerWeights
 
 
-def layer(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    initial: Sequence[Tensor | None],
-    cell: str,
-    directions: int,
-    batch_first: bool,
-    dtype: str,
-    precision: str,
-    keep: str,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    resets: Tensor | None = None,
-    reset_state: Sequence[Tensor] | None = None,
-    dropout: Tensor | None = None,
-    zoneout: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
+def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
     """Run one layer of a recurrent network on a kernel.
 
     x:        [T, B, I], or [B, T, I] with batch_first; any strides. Packed: [rows, I].
     weights:  w_ih [G*H, I], w_hh [G*H, H] and, or not, b_ih, b_hh [G*H], and the cell's own numbers [P, H] where it
               has any, of each direction in turn (G gates).
     initial:  a tensor [directions, B, H] per state of the cell, h first; a None each for zeros.
-    cell:     a name that `kernels.cell_spec.find_cell` knows.
-    dtype:    what to compute in, "float32", "bfloat16" or "float16": x, weights and initial are cast to it, and all
-              results are of it.
-    precision, keep:  see `kernels.problem.Precision` and `kernels.layer.Keep`.
-    lengths, starts, resets, reset_state, dropout, zoneout:  see `kernels.extras.Extras`.
+    arguments: `Options`; keep, see `kernels.layer.Keep`; `Extras`.
 
     Returns y [T, B, directions*H] (packed: [rows, directions*H]), a final state [directions, B, H] per state, then
     what the backward pass needs besides inputs and y: nothing with keep="nothing", which makes it impossible. Only y
@@ -58,18 +37,18 @@ def layer(
 
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
-    from ..kernels.layer import forward_layer
+    from ...kernels.layer import forward_layer
 
-    extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
-    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "forward", extras)
+    options, keep, extras = told(arguments)
+    problem = options.problem(x, weights, extras, "forward")
     y, final, residuals = forward_layer(
         problem,
-        _config(problem, x.device, cast("Keep", keep), _steps(x, starts, batch_first)),
+        _config(problem, x.device, keep, options.steps(x, extras)),
         x,
-        by_direction(weights, directions),
+        by_direction(weights, options.directions),
         given(initial),
-        batch_first=batch_first,
-        keep=cast("Keep", keep),
+        batch_first=options.batch_first,
+        keep=keep,
         extras=extras,
     )
     if keep == "nothing":
@@ -77,30 +56,15 @@ def layer(
     return [y, *final, *residuals.kept, *(t for t in residuals[1:] if t is not None)]
 
 
-def fake_layer(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    initial: Sequence[Tensor | None],
-    cell: str,
-    directions: int,
-    batch_first: bool,
-    dtype: str,
-    precision: str,
-    keep: str,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    resets: Tensor | None = None,
-    reset_state: Sequence[Tensor] | None = None,
-    dropout: Tensor | None = None,
-    zoneout: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    from ..kernels.cell_spec import find_cell
-    from ..kernels.describe import saved_tiles
-    from ..kernels.layer import keeps_values
+def fake_layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
+    from ...kernels.cell_spec import find_cell
+    from ...kernels.describe import saved_tiles
+    from ...kernels.layer import keeps_values
 
-    extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
-    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "forward", extras)
-    spec, rows = find_cell(cell), x.shape[:-1] if starts is not None or not batch_first else (x.shape[1], x.shape[0])
+    options, keep, extras = told(arguments)
+    problem = options.problem(x, weights, extras, "forward")
+    spec, directions = find_cell(options.cell), options.directions
+    rows = (x.shape[1], x.shape[0]) if options.batch_first and extras.starts is None else x.shape[:-1]
 
     def of_every_step(width: int) -> Tensor:
         return x.new_empty(*rows, directions * width * problem.hidden_size, dtype=problem.dtype)
@@ -112,8 +76,8 @@ def fake_layer(
     if keep == "nothing":
         return results
     widths = [1] * (spec.states - 1)
-    widths += [saved_tiles(problem)] if keeps_values(problem, cast("Keep", keep)) else []
-    widths += [1] * ((spec.inner is not None) + (dropout is not None))
+    widths += [saved_tiles(problem)] if keeps_values(problem, keep) else []
+    widths += [1] * ((spec.inner is not None) + (extras.dropout is not None))
     return results + [of_every_step(width) for width in widths]
 
 
@@ -125,55 +89,45 @@ def layer_backward(
     residuals: Sequence[Tensor],
     dy: Tensor | None,
     d_final: Sequence[Tensor | None],
-    cell: str,
-    directions: int,
-    batch_first: bool,
-    dtype: str,
-    precision: str,
-    needs_dx: bool,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    resets: Tensor | None = None,
-    reset_state: Sequence[Tensor] | None = None,
-    dropout: Tensor | None = None,
-    zoneout: Sequence[Tensor] | None = None,
+    *arguments: Any,
 ) -> list[Tensor]:
     """Gradients of `layer`'s tensors from those of its results.
 
-    initial:       as for `layer`, but empty for zeros. lengths and what follows: as for `layer`.
+    initial:       as for `layer`, but empty for zeros.
     y, residuals:  the first and the last results of `layer` with keep="save" or "recompute".
     dy, d_final:   gradients of y and of each final state, any strides; None where nothing used it.
+    arguments:     `Options`; needs_dx; `Extras`.
 
     Returns one gradient each, in its dtype, for weights, for initial, for reset_state, and, with needs_dx, for x.
 
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
-    from ..kernels.cell_spec import find_cell
-    from ..kernels.layer import Residuals, backward_layer
+    from ...kernels.cell_spec import find_cell
+    from ...kernels.layer import Residuals, backward_layer
 
-    extras = Extras(lengths, starts, resets, reset_state, dropout, zoneout)
-    problem = _problem(x, weights, cell, directions, batch_first, dtype, precision, "backward", extras)
-    spec, rest = find_cell(cell), list(residuals)
-    sent = rest.pop() if dropout is not None else None
+    options, needs_dx, extras = told(arguments)
+    problem = options.problem(x, weights, extras, "backward")
+    spec, rest = find_cell(options.cell), list(residuals)
+    sent = rest.pop() if extras.dropout is not None else None
     inner = rest.pop() if spec.inner is not None else None
     saved = rest.pop() if len(rest) == spec.states else None
     found = backward_layer(
         problem,
-        _config(problem, x.device, "recompute" if saved is None else "save", _steps(x, starts, batch_first)),
+        _config(problem, x.device, "recompute" if saved is None else "save", options.steps(x, extras)),
         x,
-        by_direction(weights, directions),
+        by_direction(weights, options.directions),
         initial or None,
         y,
         Residuals(tuple(rest), saved, inner, sent),
         dy,
         d_final,
-        batch_first=batch_first,
+        batch_first=options.batch_first,
         needs_dx=needs_dx,
         extras=extras,
     )
     of_weights = [g for w in found.weights for g in w if g is not None]
     gradients = [*of_weights, *(found.initial if initial else ()), *found.reset_state]
-    like = (*weights, *initial, *(reset_state or ()))
+    like = (*weights, *initial, *(extras.reset_state or ()))
     if found.x is not None:
         gradients, like = [*gradients, found.x], (*like, x)
     return [g.to(t.dtype) for g, t in zip(gradients, like, strict=True)]
@@ -187,23 +141,13 @@ def fake_layer_backward(
     residuals: Sequence[Tensor],
     dy: Tensor | None,
     d_final: Sequence[Tensor | None],
-    cell: str,
-    directions: int,
-    batch_first: bool,
-    dtype: str,
-    precision: str,
-    needs_dx: bool,
-    lengths: Tensor | None = None,
-    starts: Tensor | None = None,
-    resets: Tensor | None = None,
-    reset_state: Sequence[Tensor] | None = None,
-    dropout: Tensor | None = None,
-    zoneout: Sequence[Tensor] | None = None,
+    *arguments: Any,
 ) -> list[Tensor]:
-    gradients = [t.new_empty(t.shape) for t in (*weights, *initial, *(reset_state or ()))]
+    options, needs_dx, extras = told(arguments)
+    gradients = [t.new_empty(t.shape) for t in (*weights, *initial, *(extras.reset_state or ()))]
     if needs_dx:
         dx = x.new_empty(*y.shape[:-1], x.shape[-1])
-        gradients.append(dx.transpose(0, 1) if batch_first and starts is None else dx)
+        gradients.append(dx.transpose(0, 1) if options.batch_first and extras.starts is None else dx)
     return gradients
 
 
@@ -215,7 +159,7 @@ def given(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
 
 def by_direction(weights: Sequence[Tensor], directions: int) -> list[LayerWeights]:
     """The flat weights of a layer as one LayerWeights per direction."""
-    from ..kernels.layer import LayerWeights
+    from ...kernels.layer import LayerWeights
 
     each = len(weights) // directions
     found = []
@@ -228,31 +172,9 @@ def by_direction(weights: Sequence[Tensor], directions: int) -> list[LayerWeight
     return found
 
 
-def _problem(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    cell: str,
-    directions: int,
-    batch_first: bool,
-    dtype: str,
-    precision: str,
-    phase: Phase,
-    extras: Extras,
-) -> Problem:
-    packed = extras.starts is not None
-    batch_size = cast(Tensor, extras.lengths).shape[0] if packed else x.shape[0 if batch_first else 1]
-    hidden_size = weights[1].shape[1]
-    rounding = cast(Precision, precision)
-    return Problem(cell, dtype_named(dtype), hidden_size, batch_size, directions, rounding, phase, extras.features)
-
-
-def _steps(x: Tensor, starts: Tensor | None, batch_first: bool) -> int:
-    return x.shape[1 if batch_first else 0] if starts is None else starts.shape[0]
-
-
 def _config(problem: Problem, device: torch.device, keep: Keep, length: int) -> Config:
-    from ..autotune.select import select
-    from ..kernels.executor import interpreting
+    from ...autotune.select import select
+    from ...kernels.executor import interpreting
 
     if device.type != "cuda" and not interpreting():
         raise RuntimeError(f"holdfast's kernels run on a GPU, or on a CPU inside the interpreter; x is on {device}")
@@ -262,17 +184,11 @@ def _config(problem: Problem, device: torch.device, keep: Keep, length: int) -> 
     return plan.config
 
 
-# infer_schema does not know the type of an optional list, nor a default for a list.
-_EXTRAS = (
-    "Tensor? lengths=None, Tensor? starts=None, Tensor? resets=None, Tensor[]? reset_state=None, "
-    "Tensor? dropout=None, Tensor[]? zoneout=None"
-)
-_COMPUTED = "str cell, SymInt directions, bool batch_first, str dtype, str precision"
-_SCHEMAS = {
-    "layer": f"(Tensor x, Tensor[] weights, Tensor?[] initial, {_COMPUTED}, str keep, {_EXTRAS}) -> Tensor[]",
-    "layer_backward": (
-        "(Tensor x, Tensor[] weights, Tensor[] initial, Tensor y, Tensor[] residuals, Tensor? dy, Tensor?[] d_final, "
-        f"{_COMPUTED}, bool needs_dx, {_EXTRAS}) -> Tensor[]"
+SCHEMAS = {
+    "layer": schema("Tensor x, Tensor[] weights, Tensor?[] initial", "str keep"),
+    "layer_backward": schema(
+        "Tensor x, Tensor[] weights, Tensor[] initial, Tensor y, Tensor[] residuals, Tensor? dy, Tensor?[] d_final",
+        "bool needs_dx",
     ),
 }
 
@@ -280,7 +196,7 @@ _SCHEMAS = {
 # microseconds that a CPU core spent on a layer's forward and backward pass, launches left out.
 LIBRARY = torch.library.Library("holdfast", "DEF")
 for op, fake in ((layer, fake_layer), (layer_backward, fake_layer_backward)):
-    LIBRARY.define(op.__name__ + _SCHEMAS[op.__name__], tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(op.__name__ + SCHEMAS[op.__name__], tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(op.__name__, op, "CompositeExplicitAutograd")
     torch.library.register_fake(f"holdfast::{op.__name__}", fake, lib=LIBRARY)
 LIBRARY.impl("layer", differentiable_layer, "Autograd")

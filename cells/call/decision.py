@@ -1,0 +1,148 @@
+"""A call is decided once: `decide` turns a checked Call into a Decision, and everything after it follows that.
+
+`forward` runs what was decided, `explained` puts it into words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ...kernels.plan import Plan, Reason
+from ...kernels.problem import Problem
+from ..backend import constant_when_traced, current_backend
+from ..eager.path import eager_path
+from .eligibility import MOMENT, PROBLEM, reasons
+from .records import Call, Decision, Loop
+from .surroundings import Facts, facts_of, in_reach_of_kernels
+
+if TYPE_CHECKING:
+    from ...kernels.layer import Keep
+
+SAVE_AT_MOST = 2**30
+"""Bytes of gate values that a call may keep before `module.keep = None` means "recompute"."""
+
+FUSED = Decision("fused")
+"""Of a call out of the kernels' reach: torch's op needs to know nothing else."""
+
+
+def decide(call: Call, *, every_reason: bool = False) -> Decision:
+    """What becomes of this call here and now.
+
+    every_reason:  do not stop at the first reason against a kernel; nor where holdfast.backend is "triton".
+    """
+    backend = current_backend()
+    every = every_reason or backend == "triton"
+    if not every and not in_reach_of_kernels(call.x):
+        path = eager_path(call)
+        if path == "fused":
+            return FUSED
+        facts = facts_of(call, backend)
+        return Decision(path, (), False, facts.trains, facts.autocast)
+    facts = facts_of(call, backend)
+    found = _reasons(call, facts, every)
+    if not found:
+        return Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, _keep(call, facts))
+    # An empty batch is no fallback: there is nothing that a kernel could have computed.
+    refused = backend == "triton" and call.batch_size > 0
+    return Decision(eager_path(call), found, refused, facts.trains, facts.autocast, facts.loop)
+
+
+def explained(call: Call) -> Plan:
+    """The decision with every reason, or with the configs, notes on them, and the bytes that are kept."""
+    decision = decide(call, every_reason=True)
+    assert decision.loop is not None
+    problem = _problem(decision.loop, call.batch_size)
+    if decision.path != "kernels":
+        op: Literal["fused", "recurrence"] = "recurrence" if decision.path == "recurrence" else "fused"
+        return Plan(problem, "eager", reasons=decision.reasons, op=op)
+    from ...autotune import select
+
+    device = call.x.device
+    forward, *backward = (
+        select.explained(select.select(each, device), device) for each in _phases(problem, decision.trains)
+    )
+    if not backward:
+        return forward
+    kept = _kept_bytes(problem, call, decision.keep)
+    return replace(forward, backward=backward[0], keep=decision.keep, kept_bytes=kept)
+
+
+def refusal(name: str, reasons: tuple[Reason, ...]) -> str:
+    """The message of a call that holdfast.backend("triton") does not let fall back."""
+    why = "\n".join(f"  {reason}" for reason in reasons)
+    return (
+        f'{name}: holdfast.backend is "triton", but this call cannot run on a kernel:\n{why}\n'
+        'Change what the reasons name, or allow torch\'s own op with holdfast.backend("auto"); '
+        "explain(x, hx) returns these reasons without running anything."
+    )
+
+
+def _reasons(call: Call, facts: Facts, every: bool) -> tuple[Reason, ...]:
+    """Why no kernel runs. What is cheap to ask and likely comes first, the device last."""
+    moment = reasons(MOMENT, call, facts, every=every)
+    if moment and not every:
+        return moment
+    found = reasons(PROBLEM, call, facts, every=every)
+    return (found or _reasons_of_device(call.x.device, facts.trains, *facts.loop)) + moment
+
+
+@constant_when_traced
+def _reasons_of_device(device: torch.device, trains: bool, *loop: Any) -> tuple[Reason, ...]:
+    """Why this device has no kernel. No answer depends on the batch size (nor on T).
+
+    loop:  the fields of a Loop, which Dynamo of torch 2.13 does not hand on as one argument.
+    """
+    from ...autotune.select import select
+
+    plans = [select(problem, device) for problem in _phases(_problem(Loop(*loop), 1), trains)]
+    return tuple(dict.fromkeys(reason for plan in plans for reason in plan.reasons))
+
+
+@lru_cache(maxsize=1024)
+def _problem(loop: Loop, batch_size: int) -> Problem:
+    cell, dtype, hidden_size, directions, precision, features = loop
+    return Problem(cell, dtype, hidden_size, batch_size, directions, precision, features=features)
+
+
+@lru_cache(maxsize=1024)
+def _phases(problem: Problem, trains: bool) -> tuple[Problem, ...]:
+    """The problem forwards and, where a backward pass may follow, backwards."""
+    return (problem, replace(problem, phase="backward")) if trains else (problem,)
+
+
+def _keep(call: Call, facts: Facts) -> Keep:
+    """What a call keeps: nothing where no backward pass can follow, else as the user says, or what suits its size."""
+    if call.return_gates:
+        return "save"
+    if not facts.trains:
+        return "nothing"
+    if call.layers.keep is not None:
+        return call.layers.keep
+    if facts.compiling:
+        return "save"  # to look at the sizes would compile anew for others
+    from ...autotune.select import faster_keep, limits_of
+
+    problem = _problem(facts.loop, call.batch_size)
+    if _kept_bytes(problem, call, "save") > SAVE_AT_MOST:
+        return "recompute"
+    return faster_keep(problem, limits_of(call.x.device), length=call.steps) or "save"
+
+
+def _kept_bytes(problem: Problem, call: Call, keep: Keep) -> int:
+    """Bytes that all layers together keep for the backward pass, besides their inputs and outputs."""
+    from ...kernels.cell_spec import find_cell
+    from ...kernels.describe import saved_tiles
+    from ...kernels.layer import keeps_values
+
+    spec = find_cell(problem.cell)
+    each = 0 if keep == "nothing" else spec.states - 1
+    each += saved_tiles(problem) if keeps_values(problem, keep) else 0
+    if keep != "nothing":
+        each += (spec.inner is not None) + ("recurrent_dropout" in problem.features)
+    units = call.layers.num_layers * problem.directions * problem.hidden_size
+    rows = call.x.numel() // max(1, call.x.shape[-1])
+    return rows * units * each * problem.dtype.itemsize

@@ -1,0 +1,86 @@
+"""What the two ops are told besides tensors, stated once: their schemas are made from these records, and the ops, their
+fake kernels and the derivative take the arguments apart with `told`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast, get_type_hints
+
+import torch
+from torch import Tensor
+
+from ...kernels.extras import Extras
+from ...kernels.problem import Phase, Precision, Problem
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Not as ScalarType: AOTInductor of torch 2.11.0 hands that over in torch.export's numbers where an op reads PyTorch's
+# own, so that float32 arrived as float64 and bfloat16 as quint8.
+DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES}
+
+_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+class Options(NamedTuple):
+    """What both ops compute.
+
+    cell:         a name that `kernels.cell_spec.find_cell` knows.
+    directions:   1, or 2 side by side.
+    batch_first:  x is [B, T, I].
+    dtype:        what to compute in, "float32", "bfloat16" or "float16": x, weights and initial are cast to it, and
+                  all results are of it.
+    precision:    see `kernels.problem.Precision`.
+    """
+
+    cell: str
+    directions: int
+    batch_first: bool
+    dtype: str
+    precision: str
+
+    def problem(self, x: Tensor, weights: Sequence[Tensor], extras: Extras, phase: Phase) -> Problem:
+        packed = extras.starts is not None
+        batch_size = cast(Tensor, extras.lengths).shape[0] if packed else x.shape[0 if self.batch_first else 1]
+        dtype, precision = dtype_named(self.dtype), cast(Precision, self.precision)
+        hidden_size = weights[1].shape[1]
+        return Problem(self.cell, dtype, hidden_size, batch_size, self.directions, precision, phase, extras.features)
+
+    def steps(self, x: Tensor, extras: Extras) -> int:
+        return x.shape[1 if self.batch_first else 0] if extras.starts is None else extras.starts.shape[0]
+
+
+def told(arguments: Sequence[Any]) -> tuple[Options, Any, Extras]:
+    """What stands behind an op's tensors: the options, its own argument (keep or needs_dx), the extras, if any."""
+    own = len(Options._fields)
+    return Options(*arguments[:own]), arguments[own], Extras(*arguments[own + 1 :])
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype that an op was asked to compute in. Raises ValueError where no kernel has it."""
+    if name not in _BY_NAME:
+        raise ValueError(f"dtype should be one of {', '.join(map(repr, _BY_NAME))}, got {name!r}")
+    return _BY_NAME[name]
+
+
+# torch.library.infer_schema does not know the type of an optional list, nor a default for a list.
+_TYPES = {
+    str: "str",
+    int: "SymInt",
+    bool: "bool",
+    Tensor | None: "Tensor?",
+    Sequence[Tensor] | None: "Tensor[]?",
+}
+
+
+def schema(tensors: str, own: str) -> str:
+    """The schema of an op: its tensors, the options, its own argument, the extras."""
+    return f"({tensors}, {_declared(Options)}, {own}, {_declared(Extras)}) -> Tensor[]"
+
+
+def _declared(record: type[NamedTuple]) -> str:  # type: ignore[valid-type]
+    defaults = record._field_defaults
+    return ", ".join(
+        f"{_TYPES[kind]} {name}" + (f"={defaults[name]}" if name in defaults else "")
+        for name, kind in get_type_hints(record).items()
+    )
