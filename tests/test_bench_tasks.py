@@ -438,7 +438,7 @@ def test_a_run_refuses_what_makes_no_sense(tmp_path, options, message):
 def test_readme_shows_the_committed_results():
     root = Path(__file__).parents[1]
     results = read_results(root / "bench/results/cpu-tasks")
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    readme = (root / "bench" / "README.md").read_text(encoding="utf-8")
     assert to_markdown(quality_table(results)) in readme
     claim = reading(compare(results.curves, results.baselines), results.equal_hidden)
     assert claim in " ".join(readme.split())

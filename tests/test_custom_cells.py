@@ -1,4 +1,4 @@
-"""The README's cell of one's own, from its file to the module, the kernels and every command that takes --load."""
+"""The cell of cells/own_cell.md, from its file to the module, the kernels and every command that takes --load."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-(SOURCE,) = re.findall(r"```python\n(# my_cells\.py\n.*?)```", README, re.DOTALL)
+PAGE = (Path(__file__).parents[1] / "cells" / "own_cell.md").read_text(encoding="utf-8")
+(SOURCE,) = re.findall(r"```python\n(# my_cells\.py\n.*?)```", PAGE, re.DOTALL)
 
 CONFIGS = {
     "single_cta": Config("single_cta", 16, 32, 32),
@@ -69,7 +69,7 @@ def file(tmp_path) -> Path:
 
 @pytest.fixture
 def cell(file, monkeypatch) -> str:
-    """The README's cell, imported as a user imports it."""
+    """The page's cell, imported as a user imports it."""
     monkeypatch.syspath_prepend(file.parent)
     import_module("my_cells")
     return "mgu"
