@@ -15,7 +15,18 @@ import pytest
 import holdfast
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kernels", "cells", "autotune", "bench", "bench/demo", "bench/suites", "bench/tasks")
+PACKAGES = (
+    "kernels",
+    "cells",
+    "cells/call",
+    "cells/eager",
+    "cells/ops",
+    "autotune",
+    "bench",
+    "bench/demo",
+    "bench/suites",
+    "bench/tasks",
+)
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess[str]:
