@@ -171,6 +171,7 @@ class RecurrentBase(nn.RNNBase):
 
     def _describe(self) -> Layers:
         """The layers as they are now: all that a call needs of this module."""
+        # By place, as in `Layers`: by name it takes a microsecond more, of the 20 that a small RNN takes.
         return Layers(
             self.cell,
             self.input_size,
