@@ -15,9 +15,8 @@ from holdfast.autotune.compile_many import Request, compile_many
 from holdfast.autotune.constraints import CONSTRAINTS, TUNED_CONSTRAINTS, refusal
 from holdfast.autotune.cost import assumed, constants_for, estimate, load_constants, save_constants
 from holdfast.autotune.files import SHIPPED
-from holdfast.autotune.identity import effective_keep, fingerprint, keeps, key_of
+from holdfast.autotune.identity import effective_keep, fingerprint, keeps, key_of, source_digest
 from holdfast.autotune.report import heuristic_quality
-from holdfast.autotune.source import source_digest
 from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.autotune.tune import flaw
 from holdfast.bench.output.compile_report import quick_grid
