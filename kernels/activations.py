@@ -1,6 +1,6 @@
 """Activation functions by Keras' names, each with its gradient from what it returned.
 
-The gradient needs no input, so a training run keeps one number a gate. Twins of `cells.activations`.
+The gradient needs no input, so a training run keeps one number a gate. Twins of `cells.eager.activations`.
 """
 
 from __future__ import annotations
