@@ -131,7 +131,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Journal:
         journal.options.append(options)
         kernel = compile_for_real(source, target=target, options=options, **more)
         names = run_time_arguments(source.signature)
-        assert [name.split(".")[0] for name in names] == _names(kernel.asm["ttir"])
+        # Triton before 3.9 names a group's fields after the argument alone.
+        for name, in_code in zip(names, _names(kernel.asm["ttir"]), strict=True):
+            assert in_code in (name, name.split(".")[0])
         driver.names[kernel.asm["cubin"]] = list(names)
         return kernel
 
@@ -304,7 +306,7 @@ def _read_cubin(cubin: bytes) -> _Kernel:
 def _names(ttir: str) -> list[str]:
     """The run-time arguments of a kernel, in order; a tuple's once for each element."""
     head = ttir[ttir.index("tt.func public") :]
-    return re.findall(r'loc\("(\w+?)(?:\.\d+)?"\(', head[: head.index("attributes {noinline")])
+    return re.findall(r'loc\("([\w.]+?)(?:\.\d+)?"\(', head[: head.index("attributes {noinline")])
 
 
 def _on_the_fake_driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
