@@ -176,7 +176,6 @@ def workers():
         yield workers
 
 
-@pytest.mark.xdist_group("tuner")
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_a_rehearsal_compiles_and_runs_but_times_nothing(phase, store, workers):
     problem = replace(SMALL, phase=phase)
@@ -193,7 +192,6 @@ class JobThatKillsItsProcess(Job):
         return os._exit, (7,)
 
 
-@pytest.mark.xdist_group("tuner")
 def test_a_child_that_hangs_or_dies_costs_one_job(workers):
     job = Job(SMALL, Config("single_cta", 16, 32, 32), "nothing", Config("single_cta", 16, 32, 32), 3, "cpu")
     child = workers.child
@@ -263,7 +261,6 @@ def test_rank_correlation():
     assert rank_correlation(pd.DataFrame({"estimate_us": [1.0, 1.0, 1.0], "warm_us": [1.0, 2.0, 3.0]})) is None
 
 
-@pytest.mark.xdist_group("tuner")
 def test_what_was_not_begun_by_the_deadline_is_not_compiled(workers):
     configs = [Config("single_cta", rows, 16, 16, warps) for rows in (16, 32, 64) for warps in (4, 8)]
     requests = [Request(replace(SMALL, hidden_size=16), config, "sm_90", device=H100) for config in configs]

@@ -361,7 +361,6 @@ def folder(tmp_path_factory):
     return out
 
 
-@pytest.mark.xdist_group("tasks")
 def test_a_run_writes_everything(folder):
     results = read_results(folder)
     assert set(results.curves["task"]) == {"forecast", "horizon"}
@@ -372,7 +371,6 @@ def test_a_run_writes_everything(folder):
         assert (folder / name).stat().st_size > 10_000
 
 
-@pytest.mark.xdist_group("tasks")
 def test_the_report_comes_from_the_files_alone(folder, tmp_path):
     for path in (*folder.glob("*.csv"), *folder.glob("*.json")):
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -126,7 +126,6 @@ def kernels_of() -> Callable[[str, str], pd.DataFrame]:
 HOURS = pytest.mark.timeout(12 * 60 * 60)
 
 
-@pytest.mark.xdist_group("compile gate")
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(

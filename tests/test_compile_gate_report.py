@@ -32,7 +32,6 @@ def compilers():
         yield compilers
 
 
-@pytest.mark.xdist_group("compile report")
 def test_problems_that_need_the_same_kernel_share_it(compilers):
     calls: list[tuple[int, int]] = []
     batches = [Request(replace(SMALL, batch_size=batch), CONFIG, "sm_90") for batch in (1, 2, 3)]
@@ -42,7 +41,6 @@ def test_problems_that_need_the_same_kernel_share_it(compilers):
     assert outcomes[batches[0]].report.registers > 0
 
 
-@pytest.mark.xdist_group("compile report")
 def test_a_failure_names_problem_config_and_target(compilers):
     bad = Request(SMALL, replace(CONFIG, BLOCK_B=3), "sm_90")  # tiles are powers of two
     good = Request(SMALL, CONFIG, "sm_90")

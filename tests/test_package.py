@@ -50,7 +50,6 @@ def test_version_is_the_same_everywhere():
     assert holdfast.__version__ == version("holdfast") == stated.group(1)
 
 
-@pytest.mark.xdist_group("wheel")
 def test_wheel_holds_the_modules_and_nothing_else(wheel):
     expected = {"holdfast/__init__.py", "holdfast/__main__.py"}
     expected |= {f"holdfast/{folder}/{path.name}" for folder in PACKAGES for path in (ROOT / folder).glob("*.py")}
@@ -66,7 +65,6 @@ def test_every_package_is_listed():
     assert found == set(PACKAGES)
 
 
-@pytest.mark.xdist_group("wheel")
 def test_wheel_works_where_it_is_installed(wheel, tmp_path):
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
     run(*pip, "--target", str(tmp_path / "site"), str(wheel))
