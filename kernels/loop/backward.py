@@ -91,9 +91,9 @@ def backward(
     columns = columns_of_part(GATES * HIDDEN, part, LOOP)
     passed = 0
 
-    for number in range(0 if ALONE else me.group, 1 if ALONE else tl.cdiv(B, LOOP.BLOCK_B), 1 if ALONE else me.groups):
-        tile_number = me.group if ALONE else number
-        tile = tile_at(tile_number, rows, T, B, LOOP)
+    first = me.group * LOOP.BLOCK_B
+    for batch0 in range(0 if ALONE else first, 1 if ALONE else B, 1 if ALONE else me.groups * LOOP.BLOCK_B):
+        tile = tile_at(first if ALONE else batch0, rows, T, B, LOOP)
         tile_start = tile.batch0 * WIDTH + me.direction * HIDDEN
         mask = me.unit_ok[:, None] & tile.row_ok[None, :]
         state_start = (me.direction.to(tl.int64) * B + tile.batch0) * HIDDEN
@@ -184,6 +184,6 @@ def backward(
         if gradients.reset is not None:
             store_states(gradients.reset, state_offsets, of_reset, mask, STATES)
         if PARAMETERS > 0:
-            sums = (tl.cast(tile_number, tl.int64) * LOOP.DIRECTIONS + me.direction) * (PARAMETERS * HIDDEN)
+            sums = (tile.batch0 // LOOP.BLOCK_B * LOOP.DIRECTIONS + me.direction) * (PARAMETERS * HIDDEN)
             store_row_sums(gradients.parameters + sums, of_parameters, me, PARAMETERS, HIDDEN)
         passed += tile.steps

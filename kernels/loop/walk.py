@@ -67,9 +67,9 @@ def this_member(reverse_bits, LOOP: tl.constexpr):
 
 
 @triton.jit
-def tile_at(number, rows, T, B, LOOP: tl.constexpr):
-    """The batch tile of this number."""
-    batch0 = tl.cast(number, tl.int64) * LOOP.BLOCK_B
+def tile_at(batch0, rows, T, B, LOOP: tl.constexpr):
+    """The batch tile that begins at this row."""
+    batch0 = tl.cast(batch0, tl.int64)
     row = tl.arange(0, LOOP.BLOCK_B)
     row_ok = batch0 + row < B
     length, steps = _lengths_of(rows.lengths, batch0 + row, row_ok, T)
