@@ -141,11 +141,6 @@ def reference_of(name: str) -> Reference:
     return FAMILIES[family](find_activation(names[0]), find_activation(names[1], "recurrent_activation"))
 
 
-def gate_names_of(name: str) -> tuple[str, ...]:
-    """What users call a cell's gates, in the order of its reference's. ValueError as `reference_of`."""
-    return reference_of(name).gate_names
-
-
 def name_of(family: str, activation: str, recurrent_activation: str) -> str:
     """The name of a cell of `FAMILIES` with these activations."""
     if activation == "tanh" and recurrent_activation == "sigmoid":
