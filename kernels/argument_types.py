@@ -66,7 +66,7 @@ def types_of(problem: Problem, loop: Loop, *, has_bias: bool, has_initial: bool,
         ),
         "zones": Zones(states, "i32", "i32") if "zoneout" in has else Zones(),
         "team": _team(loop),
-        **dict.fromkeys(("T", "B", "reverse_bits"), "i32"),
+        **dict.fromkeys(("T", "B", "walk_bits"), "i32"),
     }
     gx = Strided(pointer, "i64", "i32", "i32")
     if forward:

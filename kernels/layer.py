@@ -143,7 +143,7 @@ def forward_layer(
         **_options(extras, width),
         "T": steps,
         "B": batch_size,
-        "reverse_bits": _reverse_bits(directions, reverse),
+        "walk_bits": _walk_bits(directions, reverse),
     }
     if extras.reset_state is not None:
         groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
@@ -215,7 +215,7 @@ def backward_layer(
             **_options(extras, width),
             "T": steps,
             "B": batch_size,
-            "reverse_bits": _reverse_bits(directions, reverse),
+            "walk_bits": _walk_bits(directions, reverse),
         }
         launch(problem, config, y.device, groups)
     grad_x, of_weights = gradients_of_weights(
@@ -307,5 +307,5 @@ def _cast(
     return x.to(dtype), cast, None if initial is None else tuple(state.to(dtype) for state in initial)
 
 
-def _reverse_bits(directions: int, reverse: bool) -> int:
+def _walk_bits(directions: int, reverse: bool) -> int:
     return 0b10 if directions == 2 else int(reverse)

@@ -65,6 +65,24 @@ def test_many_batch_tiles_share_few_teams(regime):
 
 
 @pytest.mark.sampled
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_directions_that_do_not_fit_at_once_take_turns(cell, exchange, split, monkeypatch):
+    """37 units are 3 programs a direction, forwards, and 3 or 4 backwards: two launches for each where 5 fit."""
+    config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
+    monkeypatch.setattr(Case, "config", config)
+    case = Case(cell, "cooperative", torch.float32, 37, 18, 3, directions=2)
+    layer, found = Layer(case, seed=1), []
+    dy, *d_final = layer.loss_weights()
+    for resident, launches in [(132, 2), (5, 4)]:
+        with interpret(seed=resident, resident_programs=resident) as interpreter:
+            found.append(flat(gradients(case, layer, CPU, dy, d_final)))
+            assert interpreter.launches == launches
+    assert all(torch.equal(together, in_turn) for together, in_turn in zip(*found, strict=True))
+
+
+@pytest.mark.sampled
 @pytest.mark.parametrize("split", [1, 2, 8])
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
 @pytest.mark.parametrize("cell", CELLS)

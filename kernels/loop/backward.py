@@ -40,7 +40,7 @@ from .walk import at_tile, choose, moment, this_member, tile_at
 from .weights import of_direction
 
 
-@triton.jit(do_not_specialize=["T", "B", "reverse_bits"])
+@triton.jit(do_not_specialize=["T", "B", "walk_bits"])
 def backward(
     dy,  # Strided [T, B, D * HIDDEN], packed [rows, D * HIDDEN]: gradient of y; of Nones where there is none
     gradients,  # LayerGradients
@@ -56,7 +56,7 @@ def backward(
     team,  # Team
     T,
     B,
-    reverse_bits,  # bit d: direction d walked from its end to 0 going forward
+    walk_bits,  # those of `forward`: see `walk.this_member`
     CELL: tl.constexpr,  # CellSpec
     LOOP: tl.constexpr,  # Loop
 ):
@@ -69,7 +69,7 @@ def backward(
     OUTER: tl.constexpr = CELL.outer_gates if CELL.inner is not None else CELL.gates
     PRODUCTS: tl.constexpr = 1 if CELL.inner is None else 2
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
-    me = this_member(reverse_bits, LOOP)
+    me = this_member(walk_bits, LOOP)
     part = me.number % LOOP.SPLIT_K
     budget = 0
     if not ALONE:

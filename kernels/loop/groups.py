@@ -1,7 +1,7 @@
 """The time loops' arguments, in groups. A NamedTuple is one argument of a kernel; a field that is None is compiled in.
 
 Strides lie in groups: they are specialised (1, multiples of 16) as strides should be. What changes from call to call
-and must not compile anything anew (T, B, reverse_bits) is an argument of its own: `do_not_specialize` does not reach
+and must not compile anything anew (T, B, walk_bits) is an argument of its own: `do_not_specialize` does not reach
 into a tuple. An option that a call leaves out is a group of Nones and not None: Triton 3.6.0 cannot ask a group that
 holds a None whether it is None.
 
