@@ -86,7 +86,7 @@ def types_of(problem: Problem, loop: Loop, *, has_bias: bool, has_initial: bool,
         "dy": Strided(pointer, None, "i32", "i32"),
         "gradients": LayerGradients(
             final=states,
-            initial=states,
+            initial=initial,
             reset=states if to_state else None,
             parameters="*fp32" if cell.parameters else None,
         ),
