@@ -31,7 +31,7 @@ from .gates import gates_as_asked
 from .ops.kernel_path import run_kernels
 
 if TYPE_CHECKING:
-    from ..kernels.layer import Keep
+    from ..kernels.kept import Keep
 
 
 class RecurrentBase(nn.RNNBase):

@@ -12,6 +12,7 @@ import triton
 from .argument_types import signature_of, types_of
 from .cell_spec import find_cell
 from .config import Config
+from .kept import Keep, saved_tiles
 from .loop.backward import backward
 from .loop.forward import forward
 from .loop.groups import Loop
@@ -57,12 +58,6 @@ def loop_of(problem: Problem, config: Config, platform: str) -> Loop:
         PART=part_of_product(problem, config),
         CHUNKS=chunks(problem, config),
     )
-
-
-def saved_tiles(problem: Problem) -> int:
-    """Tiles of v that the loop backwards needs: zoneout's takes the new state as it was before."""
-    cell = find_cell(problem.cell)
-    return cell.values if "zoneout" in problem.features else cell.saved
 
 
 def backend_options(platform: str) -> dict[str, Any]:
@@ -157,18 +152,17 @@ def describe(
     *,
     has_bias: bool = True,
     has_initial: bool = True,
-    saves: bool = False,
+    keep: Keep = "nothing",
 ) -> KernelDescription:
     """The kernel as `launch` runs it on aligned tensors, for a GPU that need not be there.
 
-    saves:  forward: the kernel also stores v and the later states; backward: it reads v instead of
-            working it out again.
+    keep:  what the loop stores, or backwards what the one before it stored; backwards v is there or worked out again.
     """
     loop = loop_of(problem, config, limits.arch[0])
     fn = kernel_of(problem)
-    groups = types_of(problem, loop, has_bias=has_bias, has_initial=has_initial, saves=saves)
+    groups = types_of(problem, config, loop, has_bias=has_bias, has_initial=has_initial, keep=keep)
     constants = constexprs(problem, config, limits.arch[0])
-    signature, values, attrs = signature_of(fn, groups, constants, aligned=problem.hidden_size % 16 == 0)
+    signature, values, attrs = signature_of(fn, groups, constants)
     return KernelDescription(
         fn=fn,
         signature=signature,
