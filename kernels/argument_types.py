@@ -66,9 +66,7 @@ def types_of(
             state=states if to_state else None,
             sent=pointer if to_state and forward else None,
         ),
-        "dropout": Dropout(
-            factors=pointer if dropout else None, initial=pointer if dropout and has_initial and forward else None
-        ),
+        "dropout": Dropout(factors=pointer if dropout else None),
         "zones": Zones(states, width, "i32") if "zoneout" in has else Zones(),
         "team": _team(loop),
         **dict.fromkeys(("T", "B", "walk_bits"), "i32"),
@@ -77,7 +75,7 @@ def types_of(
     if forward:
         return groups | {
             "gx": gx,
-            "states": States(initial, states),
+            "states": States(initial, states, pointer if dropout and has_initial else None),
             "out": Outputs(
                 y=pointer,
                 later=None if keep == "nothing" else states[1:] or None,

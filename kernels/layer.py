@@ -141,9 +141,9 @@ def forward_layer(
     groups = {
         "gx": _strided(gx, extras),
         "layer": _layer(weights, with_bias=True),
-        "states": States(as_steps_of_y(initial), final),
+        "states": States(as_steps_of_y(initial), final, _sent_initial(extras, initial)),
         "out": Outputs(y, kept or None, residuals.saved, residuals.inner, residuals.sent),
-        "dropout": _dropout(extras, initial),
+        "dropout": _dropout(extras),
         **_options(extras, width),
         "T": steps,
         "B": batch_size,
@@ -219,7 +219,7 @@ def backward_layer(
             "gx": _strided(gx, extras),
             "ga": Strided() if ga is None else Strided(ga, ga.stride(0)),
             "out": StepGradients(da, dx),
-            "dropout": _dropout(extras, None),
+            "dropout": _dropout(extras),
             **_options(extras, width),
             "T": steps,
             "B": batch_size,
@@ -274,11 +274,17 @@ def _zones(shares: Sequence[torch.Tensor] | None, width: int) -> Zones:
     return Zones(tuple(aligned(share.contiguous()) for share in shares), width, 1)
 
 
-def _dropout(extras: Extras, initial: Sequence[torch.Tensor] | None) -> Dropout:
+def _dropout(extras: Extras) -> Dropout:
     if extras.dropout is None:
         return Dropout()
-    sent_initial = None if initial is None else (initial[0] * extras.dropout).transpose(0, 1).contiguous()
-    return Dropout(aligned(extras.dropout.transpose(0, 1).contiguous()), sent_initial)
+    return Dropout(aligned(extras.dropout.transpose(0, 1).contiguous()))
+
+
+def _sent_initial(extras: Extras, initial: Sequence[torch.Tensor] | None) -> torch.Tensor | None:
+    """h_0 times the dropout factors, as a step of y; None where it goes through W_hh as it is."""
+    if extras.dropout is None or initial is None:
+        return None
+    return (initial[0] * extras.dropout).transpose(0, 1).contiguous()
 
 
 def _sent_reset(extras: Extras) -> torch.Tensor:
