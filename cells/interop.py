@@ -46,6 +46,22 @@ class Interop:
     def qconfig(self) -> None:
         del self.__dict__["qconfig"]
 
+    @property
+    def ft_compute_sample_grad(self) -> Any:
+        """Opacus's function for the gradients of single examples; set by opacus.GradSampleModule, and refused here.
+
+        Opacus's validator asks for the exact class and lets ours pass; in the backward pass it would then multiply the
+        module's tuple of results by a tensor.
+        """
+        raise AttributeError(f"{_named(self)} has no ft_compute_sample_grad")
+
+    @ft_compute_sample_grad.setter
+    def ft_compute_sample_grad(self, value: Any) -> None:
+        raise NotImplementedError(
+            f"opacus has no per-sample gradients for {_named(self)}: call holdfast.to_torch(model), "
+            "then opacus.validators.ModuleValidator.fix(model), which puts its own layers in"
+        )
+
 
 def _named(module: object) -> str:
     return f"holdfast.{type(module).__name__}"
