@@ -129,6 +129,37 @@ def tasks(
         fail(f"the tasks need a package that is not here: {error}", "Install it: pip install 'holdfast[bench]'")
 
 
+@bench.command(
+    "real-models", epilog="Example: holdfast bench real-models --packages real_models --quick --out real_models_out"
+)
+def real_models(
+    packages: Annotated[Path, typer.Option(help="Folder that the packages are installed in.")] = Path("real_models"),
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter inputs: a minute on a core.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for real_models.csv and real_models.md.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Trained models out of four packages: as they are, converted, and through the kernels."""
+    from ..real_models.packages import install_command, missing
+
+    if absent := missing(packages):
+        fail(f"{packages} lacks {', '.join(absent)}", f"Install them: {install_command(packages)}")
+    if out is not None:
+        make_folder(out)
+    from rich.console import Console
+
+    from ..output.tables import print_table, to_markdown
+    from ..real_models.run import run_real_models
+
+    table = run_real_models(packages, quick=quick, seed=seed, console=Console())
+    print_table(table)
+    if out is not None:
+        table.to_csv(out / "real_models.csv", index=False)
+        (out / "real_models.md").write_text(to_markdown(table), encoding="utf-8")
+        typer.echo(f"Written: {out / 'real_models.csv'}, {out / 'real_models.md'}")
+    if (table == "wrong").any(axis=None):
+        fail(*WRONG)
+
+
 @bench.command(epilog="Example: holdfast bench report results")
 def report(folder: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
     """Write tables (Markdown, LaTeX) and pictures (PNG, PDF) again from a folder's CSV and provenance."""

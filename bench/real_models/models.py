@@ -1,4 +1,4 @@
-"""The four models: each package's weights in torch.nn's modules, something to read, and what the package itself says."""
+"""The four models: the packages' weights in torch.nn's modules, an input, and what the package's own code says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ...cells.base import RecurrentBase
 from ...cells.stateful import Stateful
 from .packages import import_from
 from .voice import mel_frames, voice
+
+WHICH = ("ih", "hh")
 
 
 class Answer(NamedTuple):
@@ -75,30 +77,29 @@ class SequenceToSequence(nn.Module):
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         super().__init__()
-        for side in ("enc", "dec"):
-            embedding = nn.Embedding.from_pretrained(torch.from_numpy(arrays[f"{side}_emb"]))
-            gru = nn.GRU(embedding.embedding_dim, arrays[f"{side}_w_hh"].shape[1])
-            weights = {
-                f"{kind}_{which}_l0": torch.from_numpy(arrays[f"{side}_{kind[0]}_{which}"])
-                for kind in ("weight", "bias")
-                for which in ("ih", "hh")
-            }
-            gru.load_state_dict(weights)
-            self.add_module(f"{side}_embedding", embedding)
-            self.add_module(f"{side}_gru", gru)
+        self.letters, self.encoder = self._side(arrays, "enc")
+        self.phonemes, self.decoder = self._side(arrays, "dec")
         self.head = nn.Linear(*arrays["fc_w"].shape[::-1])
-        self.head.load_state_dict(
-            {"weight": torch.from_numpy(arrays["fc_w"]), "bias": torch.from_numpy(arrays["fc_b"])}
-        )
+        head = {"weight": arrays["fc_w"], "bias": arrays["fc_b"]}
+        self.head.load_state_dict({name: torch.from_numpy(array) for name, array in head.items()})
+
+    @staticmethod
+    def _side(arrays: dict[str, np.ndarray], side: str) -> tuple[nn.Embedding, nn.GRU]:
+        embedding = nn.Embedding.from_pretrained(torch.from_numpy(arrays[f"{side}_emb"]))
+        gru = nn.GRU(embedding.embedding_dim, arrays[f"{side}_w_hh"].shape[1])
+        names = {f"{kind}_{which}_l0": f"{side}_{kind[0]}_{which}" for kind in ("weight", "bias") for which in WHICH}
+        gru.load_state_dict({name: torch.from_numpy(arrays[theirs]) for name, theirs in names.items()})
+        return embedding, gru
 
     def forward(self, words: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [steps, words, phonemes], zero after a word's end, and the likeliest phonemes [steps, words]."""
-        _, h = self.enc_gru(pack_sequence([self.enc_embedding(word) for word in words], enforce_sorted=False))
+        _, h = self.encoder(pack_sequence([self.letters(word) for word in words], enforce_sorted=False))
         best = torch.full((len(words),), self.BEGIN, device=h.device)
         going_on = torch.ones_like(best, dtype=torch.bool)
-        logits, phonemes = [], []
+        logits: list[Tensor] = []
+        phonemes: list[Tensor] = []
         while going_on.any() and len(phonemes) < self.MOST:
-            y, h = self.dec_gru(self.dec_embedding(best)[None], h)
+            y, h = self.decoder(self.phonemes(best)[None], h)
             logits.append(torch.where(going_on[:, None], self.head(y[0]), 0))
             best = logits[-1].argmax(-1)
             going_on = going_on & (best != self.END)
@@ -161,7 +162,7 @@ class Streaming(nn.Module):
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.lstm = nn.LSTM(128, 128)
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        names = [f"{kind}_{which}" for kind in ("weight", "bias") for which in WHICH]
         self.lstm.load_state_dict({f"{name}_l0": weights[f"rnn.{name}"] for name in names})
         self.head = nn.Linear(128, 1)
         self.head.load_state_dict({"weight": weights["decoder.2.weight"][..., 0], "bias": weights["decoder.2.bias"]})
