@@ -40,8 +40,9 @@ def compared(real: RealModel, seed: int = 0) -> tuple[dict[str, object], str]:
     """What becomes of the model's answers.
 
     The row: package, licence, layers; converted ("same bits" or "wrong"); kernels ("same reading" or "wrong": another
-    one, or an error of more than twice torch's and one rounding, as everywhere in the benchmark); error of the kernels and of torch (the largest against float64, as a share of the largest number); the package's own
-    code ("same reading", "wrong", or empty where it is torch.nn itself).
+    one, or an error of more than twice torch's and one rounding, as everywhere in the benchmark); error of the kernels
+    and of torch (the largest against float64, as a share of the largest number); the package's own code ("same
+    reading", "wrong", or empty where it is torch.nn itself).
 
     Float32 products are not rounded to TF32, as these models answer on a CPU. Without a GPU the kernels run in the
     interpreter.
