@@ -40,9 +40,9 @@ def compared(real: RealModel, seed: int = 0) -> tuple[dict[str, object], str]:
     """What becomes of the model's answers.
 
     The row: package, licence, layers; converted ("same bits" or "wrong"); kernels ("same reading" or "wrong": another
-    one, or an error of more than twice torch's and one rounding, as everywhere in the benchmark); error of the kernels
-    and of torch (the largest against float64, as a share of the largest number); the package's own code ("same
-    reading", "wrong", or empty where it is torch.nn itself).
+    one, or an error of more than four times torch's and one rounding: twice as in the rest of the benchmark, and twice
+    for one input's single largest error); error of the kernels and of torch (the largest against float64, as a share of
+    the largest number); the package's own code ("same reading", "wrong", or empty where it is torch.nn itself).
 
     Float32 products are not rounded to TF32, as these models answer on a CPU. Without a GPU the kernels run in the
     interpreter.
@@ -66,7 +66,7 @@ def compared(real: RealModel, seed: int = 0) -> tuple[dict[str, object], str]:
         "licence": real.licence,
         "layers": real.layers,
         "converted": "same bits" if same_bits else "wrong",
-        "kernels": _same(kernels, torchs) if error <= 2 * torchs_error + torch.finfo(torch.float32).eps else "wrong",
+        "kernels": _same(kernels, torchs) if error <= 4 * torchs_error + torch.finfo(torch.float32).eps else "wrong",
         "error of the kernels": f"{error:.1e}",
         "error of torch": f"{torchs_error:.1e}",
         "the package's own code": "" if own is None else _same(own, torchs),
