@@ -5,6 +5,7 @@ The packages are in the extra `recipes`; what is not installed is skipped.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import sys
@@ -113,8 +114,10 @@ def test_thop_counts_as_for_torch():
     thop = pytest.importorskip("thop")
     x = torch.randn(5, 2, 8)
     expected, _ = thop.profile(nn.LSTM(8, 16), (x,), verbose=False)
-    count = {holdfast.LSTM: sys.modules["thop.profile"].register_hooks[nn.LSTM]}
-    counted, _ = thop.profile(holdfast.LSTM(8, 16), (x,), verbose=False, custom_ops=count)
+    hooks = pytest.importorskip("thop.rnn_hooks")
+    counted, _ = thop.profile(
+        holdfast.LSTM(8, 16), (x,), verbose=False, custom_ops={holdfast.LSTM: hooks.count_lstm}
+    )
     assert counted == expected > 0
 
 
@@ -170,6 +173,13 @@ def test_darts(cell, tmp_path):
     assert type(theirs.model.rnn) is getattr(nn, cell)
     assert (computed == expected).all()
 
+    ours.save(str(tmp_path / "model.pt"))
+    for block, kind in ((contextlib.nullcontext(), nn), (holdfast.patch(), holdfast)):
+        with block:
+            loaded = RNNModel.load(str(tmp_path / "model.pt"), pl_trainer_kwargs={"enable_progress_bar": False})
+        assert type(loaded.model.rnn) is getattr(kind, cell)
+        assert (loaded.predict(5).values() == expected).all()
+
 
 def test_gluonts(tmp_path):
     pytest.importorskip("gluonts.torch")
@@ -193,12 +203,18 @@ def test_gluonts(tmp_path):
             "D", 5, hidden_size=8, batch_size=4, num_batches_per_epoch=2, trainer_kwargs=trainer
         )
         np.random.seed(5)
-        predictor = estimator.train(data)
-        return predictor.prediction_net.model
+        return estimator.train(data)
 
-    theirs, ours = both_ways(train)
+    predictors = both_ways(train)
+    theirs, ours = (predictor.prediction_net.model for predictor in predictors)
     assert type(ours.rnn) is holdfast.LSTM
     assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+    predictors[1].serialize(tmp_path)
+    for block, kind in ((contextlib.nullcontext(), nn.LSTM), (holdfast.patch(), holdfast.LSTM)):
+        with block:
+            loaded = type(predictors[1]).deserialize(tmp_path)
+        assert type(loaded.prediction_net.model.rnn) is kind
 
 
 class TestPytorchForecasting:
