@@ -25,8 +25,8 @@ from .call.checks import (
 from .call.decision import decide, explained, refusal
 from .call.records import Call, Layers, State, as_hx
 from .eager.fused import run_fused
+from .eager.ragged import run_ragged
 from .eager.recurrence import run_recurrence
-from .eager.segments import run_segments
 from .gates import gates_as_asked
 from .ops.kernel_path import run_kernels
 
@@ -234,8 +234,8 @@ class RecurrentBase(nn.RNNBase):
             output, states = run_kernels(call, decision, traces)
         elif decision.path == "recurrence":
             output, states = run_recurrence(call, decision, traces)
-        elif decision.path == "segments":
-            output, states = run_segments(call, decision)
+        elif decision.path == "ragged":
+            output, states = run_ragged(call, decision)
         else:
             output, states = run_fused(call, decision)
         results = self._as_asked(call, output, states)

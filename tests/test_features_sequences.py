@@ -11,11 +11,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import holdfast
 from holdfast.cells import base
+from holdfast.cells.eager import ragged
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 MODULES = {
     "rnn": (holdfast.RNN, nn.RNN, {}),
+    "rnn_relu": (holdfast.RNN, nn.RNN, {"nonlinearity": "relu"}),
     "gru": (holdfast.GRU, nn.GRU, {}),
     "lstm": (holdfast.LSTM, nn.LSTM, {}),
     "lstm_proj": (holdfast.LSTM, nn.LSTM, {"proj_size": 2}),
@@ -23,6 +25,13 @@ MODULES = {
 LAYERS = [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}]
 T, B, INPUT, HIDDEN = 7, 5, 3, 4
 LENGTHS = [3, 7, 0, 1, 5]
+
+
+@pytest.fixture(params=["null steps", "segments"], autouse=True)
+def layout(request, monkeypatch):
+    """Both ways in which torch's op runs lengths and resets; a cell that cannot be closed has one."""
+    for limit in ("MOST_STEPS_OF_A_KERNEL", "MOST_STEPS_OF_A_LOOP"):
+        monkeypatch.setattr(ragged, limit, {"null steps": float("inf"), "segments": 0.0}[request.param])
 
 
 @pytest.fixture(params=MODULES)

@@ -12,7 +12,7 @@ from ..call.surroundings import in_transform, is_dual, may_train, only_autograd,
 from .fused import FUSED_OPS
 
 
-def eager_path(call: Call) -> Literal["fused", "segments", "recurrence"]:
+def eager_path(call: Call) -> Literal["fused", "ragged", "recurrence"]:
     """Torch's fused op, or the recurrence where it cannot do this or would refuse what it takes in plain eager mode."""
     layers = call.layers
     if call.return_gates or layers.cell not in FUSED_OPS or layers.noisy:
@@ -22,7 +22,7 @@ def eager_path(call: Call) -> Literal["fused", "segments", "recurrence"]:
         return "recurrence"
     if not call.ragged:
         return "fused"
-    return "recurrence" if _sizes_are_symbolic(call, compiling) or _nothing_to_walk(call) else "segments"
+    return "recurrence" if _sizes_are_symbolic(call, compiling) or _nothing_to_walk(call) else "ragged"
 
 
 def _fused_op_refuses(call: Call, compiling: bool) -> bool:
