@@ -17,12 +17,12 @@ KINDS = {
     "lstm_proj": (holdfast.LSTM, {"proj_size": 3}),
 }
 GATED = [kind for kind in KINDS if kind != "rnn_tanh"]
-I, H, T, B = 3, 8, 9, 5
+INPUT, H, T, B = 3, 8, 9, 5
 
 
 def module(kind, **options):
     cls, more = KINDS[kind]
-    return cls(I, H, **more, **options)
+    return cls(INPUT, H, **more, **options)
 
 
 def state(m, batch=B):
@@ -55,7 +55,7 @@ def always(monkeypatch, limit):
 def test_where_nothing_is_cut_the_call_is_torchs_own(kind, options, monkeypatch):
     m = module(kind, **options)
     calls = counted(monkeypatch)
-    x, hx = torch.randn(T, T, I), state(m, T)
+    x, hx = torch.randn(T, T, INPUT), state(m, T)
     nothing = torch.zeros(T, T, dtype=torch.bool)
     expected = flat(m(x, hx))
     for given in ({"lengths": [T] * T}, {"resets": nothing}, {"lengths": torch.full((T,), T), "resets": nothing}):
@@ -70,7 +70,7 @@ def test_a_reset_before_the_first_step_is_another_initial_state(kind, bidirectio
     """Backwards it comes after the last step, so it changes nothing."""
     m = module(kind, num_layers=2, bidirectional=bidirectional)
     calls = counted(monkeypatch)
-    x, hx, new = torch.randn(steps, B, I), state(m), state(m)
+    x, hx, new = torch.randn(steps, B, INPUT), state(m), state(m)
     resets = torch.zeros(steps, B, dtype=torch.bool)
     resets[0] = torch.tensor([True, False, True, True, False])
     forward = (torch.arange(len(flat((0, hx))[1])) % (2 if bidirectional else 1) == 0)[:, None, None]
@@ -89,7 +89,7 @@ def test_a_reset_before_the_first_step_is_another_initial_state(kind, bidirectio
 def test_null_steps_are_exact(kind, options, dtype, monkeypatch):
     """The error against segments in float64 is what torch's own op has against itself in another layout."""
     m = module(kind, dtype=torch.float64, **options)
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, INPUT, dtype=torch.float64)
     hx, lengths, resets = state(m.double()), [T, 4, 0, 1, 7], torch.rand(T, B) < 0.3
     hx = tuple(t.double() for t in hx) if isinstance(hx, tuple) else hx.double()
 
@@ -117,13 +117,13 @@ def test_the_state_after_a_reset_is_zero_to_the_last_bit(kind, monkeypatch):
     """However large the weights, the biases and the state: the step after a reset sees nothing of before."""
     always(monkeypatch, float("inf"))
     m = module(kind)
-    x, resets = torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    x, resets = torch.randn(T, B, INPUT), torch.zeros(T, B, dtype=torch.bool)
     resets[4] = True
     with torch.no_grad():
         m.weight_hh_l0.mul_(100)
         m.bias_ih_l0.mul_(100)
     other = x.clone()
-    other[:4] = 50 * torch.randn(4, B, I)
+    other[:4] = 50 * torch.randn(4, B, INPUT)
     assert all(
         torch.equal(p, q) for p, q in zip(m(x, resets=resets)[0][4:], m(other, resets=resets)[0][4:], strict=True)
     )
@@ -134,7 +134,7 @@ def test_the_state_after_a_reset_is_zero_to_the_last_bit(kind, monkeypatch):
 def test_what_overflowed_stays_in_its_segment(kind, wrong, monkeypatch):
     """A NaN goes through every gate, so segments take that call; dropout between layers draws what it would have."""
     m = module(kind, num_layers=2, dropout=0.5)
-    x, resets = torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    x, resets = torch.randn(T, B, INPUT), torch.zeros(T, B, dtype=torch.bool)
     resets[4] = True
     x[1, 2] = wrong
     calls = counted(monkeypatch)
@@ -153,7 +153,7 @@ def test_what_overflowed_stays_in_its_segment(kind, wrong, monkeypatch):
 def test_dropout_between_layers_draws_one_mask(kind, monkeypatch):
     """Dense, with lengths or with resets, by null steps, by segments and step by step."""
     m = module(kind, num_layers=3, dropout=0.4, batch_first=True)
-    x = torch.randn(B, T, I)
+    x = torch.randn(B, T, INPUT)
     lengths = torch.tensor([T, T, T, T, 4])
     resets = torch.zeros(B, T, dtype=torch.bool)
     resets[4, 3:] = True
@@ -171,7 +171,7 @@ def test_dropout_between_layers_draws_one_mask(kind, monkeypatch):
 def test_which_way_is_taken(monkeypatch):
     """An LSTM on a CPU is one kernel of oneDNN's; a GRU's steps cost what they are."""
     calls = counted(monkeypatch)
-    x, few = torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    x, few = torch.randn(T, B, INPUT), torch.zeros(T, B, dtype=torch.bool)
     few[3, 1] = True
     often = torch.rand(T, B) < 0.7
     for kind, resets in (("lstm", few), ("lstm", often), ("gru", often), ("rnn_tanh", few)):
@@ -186,11 +186,11 @@ def test_which_way_is_taken(monkeypatch):
 def test_an_overflow_is_seen_without_a_gradient():
     """A state that is infinite before a reset: 0 * inf."""
     m = module("lstm")
-    x, resets = torch.randn(T, B, I), torch.zeros(T, B, dtype=torch.bool)
+    x, resets = torch.randn(T, B, INPUT), torch.zeros(T, B, dtype=torch.bool)
     resets[2, 0] = True
     hx = (torch.zeros(1, B, H), torch.full((1, B, H), torch.inf))
     with torch.no_grad():
-        y, (h, c) = m(x, hx, resets=resets)
+        y, (_, c) = m(x, hx, resets=resets)
         expected = nn.LSTM.forward(holdfast.to_torch(m), x[2:, :1])[0]
     torch.testing.assert_close(y[2:, :1], expected)
     assert c[0, 0].isfinite().all()

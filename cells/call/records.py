@@ -164,8 +164,8 @@ class Loop(NamedTuple):
 class Decision(NamedTuple):
     """What becomes of a call.
 
-    path:      the kernels; torch's fused op, on x as it is or, with lengths or resets, as `eager.ragged` lays it out; or
-               the recurrence step by step.
+    path:      the kernels; torch's fused op, on x as it is or, with lengths or resets, as `eager.ragged` lays it out;
+               or the recurrence step by step.
     reasons:   why no kernel runs: the first that was found, or all for those who asked. Empty, too, where x is out of
                reach of any kernel and nobody asked.
     refused:   holdfast.backend is "triton", which is not to fall back.

@@ -102,9 +102,10 @@ def walks_of(call: Call) -> list[Walk]:
         inside = call.resets[1:] if ended is None else call.resets[1:] & ~ended[1:]
         at = at + F.pad(inside.cumsum(0), (0, 0, 1, 0))
     last, source = at[-1], None
-    if ended is not None:
+    if call.lengths is not None and ended is not None:
         source = (~ended).flatten().nonzero().squeeze(1)
-        last = at.gather(0, (call.lengths - 1).clamp(min=0)[None])[0].where(call.lengths > 0, -1)
+        last = at.gather(0, (call.lengths - 1).clamp(min=0)[None])[0]
+        last = last.masked_fill(call.lengths == 0, -1)
     steps = int(last.max()) + 1
     if steps > T:  # in few sizes: oneDNN took 4 ms to prepare for each new one
         grain = max(1, T // 32)
