@@ -24,10 +24,9 @@ from .call.checks import (
 )
 from .call.decision import decide, explained, refusal
 from .call.records import Call, Layers, State, as_hx
-from .eager.fused import run_fused
-from .eager.ragged import run_ragged
-from .eager.recurrence import run_recurrence
+from .eager.run import follow
 from .gates import gates_as_asked
+from .ops.eager import run_as_op
 from .ops.kernel_path import run_kernels
 
 if TYPE_CHECKING:
@@ -232,12 +231,10 @@ class RecurrentBase(nn.RNNBase):
         traces: list[dict[str, Tensor]] | None = [] if return_gates else None
         if decision.path == "kernels":
             output, states = run_kernels(call, decision, traces)
-        elif decision.path == "recurrence":
-            output, states = run_recurrence(call, decision, traces)
-        elif decision.path == "ragged":
-            output, states = run_ragged(call, decision)
+        elif decision.path == "op":
+            output, states = run_as_op(call, decision, traces)
         else:
-            output, states = run_fused(call, decision)
+            output, states = follow(call, decision, traces)
         results = self._as_asked(call, output, states)
         return results if traces is None else (*results, gates_as_asked(call, traces))
 

@@ -10,8 +10,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import holdfast
-from holdfast.cells import base
-from holdfast.cells.eager import ragged
+from holdfast.cells.eager import ragged, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -188,7 +187,7 @@ def test_order_of_the_batch_does_not_matter(kind):
 def test_neither_walks_time_in_python(kind, monkeypatch):
     """torch's cells are cut into segments for one packed batch; the plain recurrence is for other cells."""
     a, _ = pair(kind, num_layers=2)
-    monkeypatch.setattr(base, "run_recurrence", None)
+    monkeypatch.setattr(run, "run_recurrence", None)
     a(inputs(a), lengths=LENGTHS, resets=torch.rand(T, B) < 0.3)
     with pytest.raises(TypeError, match="NoneType"):
         holdfast.LSTM(INPUT, HIDDEN, peepholes=True)(torch.randn(T, B, INPUT), lengths=LENGTHS)

@@ -165,7 +165,7 @@ class Decision(NamedTuple):
     """What becomes of a call.
 
     path:      the kernels; torch's fused op, on x as it is or, with lengths or resets, as `eager.ragged` lays it out;
-               or the recurrence step by step.
+               or the recurrence step by step; or, in a traced graph, one op that chooses among these when it runs.
     reasons:   why no kernel runs: the first that was found, or all for those who asked. Empty, too, where x is out of
                reach of any kernel and nobody asked.
     refused:   holdfast.backend is "triton", which is not to fall back.
@@ -175,7 +175,7 @@ class Decision(NamedTuple):
     keep:      what a call on the kernels keeps for its backward pass.
     """
 
-    path: Literal["kernels", "fused", "ragged", "recurrence"]
+    path: Literal["kernels", "op", "fused", "ragged", "recurrence"]
     reasons: tuple[Reason, ...] = ()
     refused: bool = False
     trains: bool = False

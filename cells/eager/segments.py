@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call.records import Call, Decision, State, as_hx
+from .fused import answer_dtype
 from .packed import run_packed
 
 
@@ -102,7 +103,7 @@ def run_segments(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, 
         for initial, of_segments in zip(call.starting_states(), segment_finals, strict=True)
     )
     # on a CPU torch's packed op leaves float32 to autocast, which its other ops do not
-    dtype = decision.autocast or x.dtype
+    dtype = answer_dtype(call, decision.autocast)
     return y.unflatten(0, x.shape[:2]).to(dtype), tuple(final.to(dtype) for final in finals)
 
 
