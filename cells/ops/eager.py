@@ -5,7 +5,8 @@ length and batch size, and what runs is what runs in eager mode, to the last bit
 
 So does its derivative. `eager_forward` runs the call with autograd on tensors of its own and leaves autograd's graph on
 the storage of its last result, the token; `eager_backward` finds it there, and with the token it goes. Where a program
-has copied the token (an offloaded activation, say) the call is run once more, from the random state in the token.
+has copied the token (an offloaded activation, say), or goes backward twice, the call is run once more, from the random
+state in the token.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ def eager_backward(
 ) -> list[Tensor]:
     """Gradients of what `needs` them from those of y and the final states, None where nothing used one."""
     told, needs, given = _taken_apart(arguments)
-    graph = getattr(token.untyped_storage(), "graph", None)
+    storage = token.untyped_storage()
+    graph = getattr(storage, "graph", None)
+    # Used once, so that autograd frees what it has read: a second backward pass runs the call anew.
+    storage.graph = None  # type: ignore[attr-defined]
     if graph is None:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             if _draws(told):
@@ -153,9 +157,7 @@ class _Graph:
         results, of_results = zip(*used, strict=True)
         with _autograd_on():
             return list(
-                torch.autograd.grad(
-                    results, self.wanted, of_results, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
+                torch.autograd.grad(results, self.wanted, of_results, allow_unused=True, materialize_grads=True)
             )
 
 
