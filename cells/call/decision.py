@@ -17,7 +17,7 @@ from ..backend import constant_when_traced, current_backend
 from ..eager.path import eager_path
 from .eligibility import MOMENT, PROBLEM, reasons
 from .records import Call, Decision, Loop
-from .surroundings import Facts, facts_of, in_reach_of_kernels
+from .surroundings import Facts, autocast_dtype, facts_of, in_reach_of_kernels, may_train
 
 if TYPE_CHECKING:
     from ...kernels.kept import Keep
@@ -40,8 +40,7 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         path = eager_path(call)
         if path == "fused":
             return FUSED
-        facts = facts_of(call, backend)
-        return Decision(path, (), False, facts.trains, facts.autocast)
+        return Decision(path, (), False, may_train(call.tensors), autocast_dtype(call.x))
     facts = facts_of(call, backend)
     found = _reasons(call, facts, every)
     if not found:
