@@ -26,11 +26,8 @@ from .call.decision import decide, explained, refusal
 from .call.records import Call, Layers, State, as_hx
 from .eager.run import follow
 from .gates import gates_as_asked
-<<<<<<< HEAD
 from .interop import Interop
-=======
 from .ops.eager import run_as_op
->>>>>>> eager
 from .ops.kernel_path import run_kernels
 
 if TYPE_CHECKING:
