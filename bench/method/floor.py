@@ -31,12 +31,11 @@ from ...kernels.describe import (
     team_size,
 )
 from ...kernels.executor import substitute
-from ...kernels.launch import SPIN_LIMIT
 from ...kernels.loop.exchange import SENTINEL
 from ...kernels.loop.groups import Team
 from ...kernels.problem import Problem
 from ...kernels.resources import H100, DeviceLimits, from_device
-from ...kernels.stall import raise_if_stalled, status_word
+from ...kernels.stall import WAIT_LIMIT, raise_if_stalled, status_word
 from .floor_kernels import exchange_only, weights_only
 
 
@@ -90,7 +89,7 @@ class Exchange:
         team = Team(
             arrivals=self.arrivals if self.config.exchange == "barrier" else None,
             status=status_word(self.device),
-            spin_limit=executor.spin_limit if executor else SPIN_LIMIT,
+            spin_limit=executor.spin_limit if executor else WAIT_LIMIT,
             partial=self.partial if split_k(self.problem, self.config) > 1 else None,
         )
         arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}

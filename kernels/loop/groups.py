@@ -106,6 +106,10 @@ class StepGradients(NamedTuple):
     dx: Any = None  # of W_ih x + b_ih, where the cell's gradients differ and anybody asks
 
 
+ABSENT: dict[type, Any] = {kind: kind() for kind in (Strided, Rows, Resets, Dropout, Zones)}
+"""What a call leaves out, one object for each kind: a launch tells them by that at once."""
+
+
 @dataclass(frozen=True)
 class Loop:
     """The compile-time numbers of a loop besides the cell's.
