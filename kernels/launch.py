@@ -45,13 +45,14 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
-    launcher = launcher_of(problem, config, device)
+    executor = substitute()
+    which = problem, config, device, executor is not None
+    launcher = launcher_of(*which)
     if launcher.cell is not CELLS.get(problem.cell):  # the name was given away anew
         launcher_of.cache_clear()
-        launcher = launcher_of(problem, config, device)
+        launcher = launcher_of(*which)
     if launcher.cooperative:
         raise_if_stalled(device)
-    executor = substitute()
     if executor is None:
         launcher.run(groups)
     else:
@@ -79,9 +80,9 @@ _fits: dict[tuple[torch.device, Any], Fit] = {}
 
 
 class Launcher:
-    """Every launch of one problem with one config on one device."""
+    """Every launch of one problem with one config on one device, or in an executor in its place."""
 
-    def __init__(self, problem: Problem, config: Config, device: torch.device) -> None:
+    def __init__(self, problem: Problem, config: Config, device: torch.device, substituted: bool) -> None:
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"

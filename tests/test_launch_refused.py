@@ -329,8 +329,8 @@ def test_the_device_of_the_tensors_is_made_the_current_one(fake, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", device)
     real = launch.Launcher
 
-    def of_another_gpu(problem, config, where):
-        return real(problem, config, torch.device("cuda", 3))
+    def of_another_gpu(problem, config, where, substituted):
+        return real(problem, config, torch.device("cuda", 3), substituted)
 
     monkeypatch.setattr(launch, "launcher_of", of_another_gpu)
     with torch.no_grad(), holdfast.backend("triton"):
