@@ -24,8 +24,8 @@ from .problem import Problem
 from .resources import from_device, resident_programs
 from .stall import raise_if_stalled, status_word
 
-# Polls before a wait is given up. An L2 round trip is near half a microsecond (design estimate), so about a second.
-SPIN_LIMIT = 1 << 21
+# 20 s in units of 1,024 ns of a wait before it is given up; a multiple of 16, as `argument_types` says of it.
+SPIN_LIMIT = 20 * 10**9 // 1024 // 16 * 16
 
 
 class NotResidentError(RuntimeError):
@@ -39,12 +39,12 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
     """
     kernel = kernel_of(problem)
     executor = substitute()
-    platform = "hip" if torch.version.hip else "cuda"
-    arguments = groups | constexprs(problem, config, platform) | {"team": Team()}
+    arch = ("interpreter", 0) if executor else from_device(device).arch
+    arguments = groups | constexprs(problem, config, arch) | {"team": Team()}
     options: dict[str, Any] = {
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
-        **backend_options(platform),
+        **backend_options(arch[0]),
     }
     if config.regime == "cooperative":
         raise_if_stalled(device)

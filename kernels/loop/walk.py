@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .interleave import units_of_tile
+
 
 class Member(NamedTuple):
     """A program's place: which team it belongs to, and what part of the layer it owns."""
@@ -53,7 +55,7 @@ def this_member(reverse_bits, LOOP: tl.constexpr):
     number = tl.program_id(0) % LOOP.MEMBERS
     team = tl.program_id(0) // LOOP.MEMBERS
     direction = team // groups
-    unit = number * LOOP.BLOCK_H + tl.arange(0, LOOP.BLOCK_H)
+    unit = number * LOOP.BLOCK_H + units_of_tile(LOOP)
     return Member(
         number=number,
         team=team,
