@@ -54,7 +54,6 @@ def loop_of(problem: Problem, config: Config, arch: Arch) -> Loop:
         SAVED=saved_tiles(problem),
         PRECISION=dot_precision(problem, platform),
         EXCHANGE=exchange_of(problem, config, platform),
-        PLATFORM=platform,
         PAIRS=platform == "cuda" and int(arch[1]) >= 90,  # max.u16x2
         INTERLEAVED=interleaves(problem, config, arch),
         NUM_WARPS=config.num_warps,

@@ -27,12 +27,14 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
+from ..compiled_for import compiled_for
 from .interleave import neighbours, operand_rows
 from .spin import (
     CLOCK_POLLS,
-    PUBLISH_CONSTRAINTS,
+    name_of,
     poll,
     poll_constraints,
+    publish_number,
     publish_word,
     same_types,
     vector_words,
@@ -42,7 +44,6 @@ from .weights import add_product, total, zero_sums
 
 SENTINEL = -1  # every bit set, in any integer width; the kernels write it as a literal
 _CLOCK_POLLS = tl.constexpr(CLOCK_POLLS)
-_PUBLISH_CONSTRAINTS = tl.constexpr(PUBLISH_CONSTRAINTS)
 
 
 class Sent(NamedTuple):
@@ -102,9 +103,9 @@ def _chunk_mask(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: 
 
 
 @triton.jit
-def load_from_l2(ptrs, mask, LOOP: tl.constexpr):
+def load_from_l2(ptrs, mask):
     """What other programs store while this one runs: past the L1, zero where masked (mask may be None)."""
-    if LOOP.PLATFORM == "hip":
+    if compiled_for() == "hip":
         # A volatile load is no coherent one on gfx942: without sc0 and sc1 a stale line is read for ever
         # (triton#11223). ptxas refuses .cv together with volatile.
         return tl.load(ptrs, mask=mask, other=None if mask is None else 0, cache_modifier=".cv")
@@ -118,7 +119,7 @@ def _read_chunk(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: 
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     k = chunk * WORDS + tl.arange(0, WORDS)
     mask = _chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP)
-    return load_from_l2(_row_pointers(sent, NUMBERS_IN_WORD) + k[None, :], mask, LOOP)
+    return load_from_l2(_row_pointers(sent, NUMBERS_IN_WORD) + k[None, :], mask)
 
 
 @triton.jit
@@ -173,11 +174,11 @@ def any_of(found):
 
 
 @triton.jit
-def _clock(polls, LOOP: tl.constexpr):
+def _clock(polls):
     """The time in units of 1,024 ns; in the interpreter, which has none, the polls so far."""
-    if LOOP.PLATFORM == "cuda":
+    if compiled_for() == "cuda":
         return globaltimer() >> 10
-    elif LOOP.PLATFORM == "hip":
+    elif compiled_for() == "hip":
         # A counter of 100 MHz. Triton's own `memrealtime` waits for vector loads, not for the scalar unit's answer.
         ticks = tl.inline_asm_elementwise(
             "s_memrealtime $0\ns_waitcnt lgkmcnt(0)", "=s", [], dtype=tl.int64, is_pure=False, pack=1
@@ -188,19 +189,19 @@ def _clock(polls, LOOP: tl.constexpr):
 
 
 @triton.jit
-def goes_on(polls, end, limit, LOOP: tl.constexpr):
+def goes_on(polls, end, limit):
     """Whether a wait goes on after so many polls, and when it is over, which its first look at the clock decides."""
-    EVERY: tl.constexpr = 1 if LOOP.PLATFORM == "interpreter" else _CLOCK_POLLS
+    EVERY: tl.constexpr = 1 if compiled_for() == "interpreter" else _CLOCK_POLLS
     on = limit > 0
     if polls % EVERY == 0:
-        now = _clock(polls, LOOP)
+        now = _clock(polls)
         end = tl.where(polls == EVERY, now + limit, end)
         on = on & (now < end)
     return on, end
 
 
 @triton.jit
-def wait_for(team, expected, must_wait, limit, LOOP: tl.constexpr):
+def wait_for(team, expected, must_wait, limit):
     """Polls the team's counter until `expected` have arrived; whether the limit was over before."""
     polls = 0
     on = limit >= 0
@@ -209,7 +210,7 @@ def wait_for(team, expected, must_wait, limit, LOOP: tl.constexpr):
     while missing & on:
         missing = tl.atomic_add(team.arrivals, 0, sem="acquire") < expected
         polls += 1
-        on, end = goes_on(polls, end, limit, LOOP)
+        on, end = goes_on(polls, end, limit)
     return missing
 
 
@@ -247,7 +248,7 @@ def read_when_written(sent, must_wait, limit, NUMBERS_IN_WORD: tl.constexpr, LOO
         tiles = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
         missing = must_wait & (_unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)
         polls += 1
-        on, end = goes_on(polls, end, limit, LOOP)
+        on, end = goes_on(polls, end, limit)
     return tiles, missing
 
 
@@ -289,7 +290,7 @@ def await_sent(
     limit was over before."""
     NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(sent.base.dtype.element_ty, LOOP.HIDDEN)
     if LOOP.EXCHANGE == "barrier":
-        return (), wait_for(team, expected, must_wait, limit, LOOP)
+        return (), wait_for(team, expected, must_wait, limit)
     elif LOOP.EXCHANGE == "spin":
         # What is missing after a stall is a NaN, and the product carries it.
         return spin_until_written(sent, must_wait, limit, team, NUMBERS_IN_WORD, LOOP), False
@@ -336,36 +337,37 @@ def gathered_product(
 
 @triton.jit
 def _publish_words(ptrs, value, mask, LOOP: tl.constexpr):
-    """Store a tile [units, rows] in whole words, each by one strong store (see `spin.publish_word`)."""
+    """Store a float32 tile [units, rows] in whole words, each by one strong store (see `spin.publish_word`)."""
+    DTYPE: tl.constexpr = ptrs.dtype.element_ty
     mask = tl.broadcast_to(mask, ptrs.shape).to(tl.int32)
-    if value.dtype.primitive_bitwidth == 32:
-        word = value.to(tl.int32, bitcast=True)
-        block: tl.constexpr = publish_word(1, LOOP.PAIRS, 32)
+    block: tl.constexpr = publish_word(name_of(DTYPE), LOOP.PAIRS)
+    if DTYPE.primitive_bitwidth == 32:
+        bits = value.to(tl.int32, bitcast=True)
+        tl.inline_asm_elementwise(block, "=r,r,l,r", [bits, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1)
     elif value.shape[0] * value.shape[1] < 64 * LOOP.NUM_WARPS:
         # A number a thread: two in a word would cost a change of layout.
-        word = _without_sentinel(value).to(tl.int16, bitcast=True).to(tl.int32)
-        block: tl.constexpr = publish_word(1, LOOP.PAIRS, 16)
+        number = _without_sentinel(value.to(DTYPE)).to(tl.int16, bitcast=True).to(tl.int32)
+        tl.inline_asm_elementwise(
+            publish_number(), "=r,r,l,r", [number, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
+        )
     else:
         # Two units of a row, which are one thread's in the layout in which Triton stores a tile.
-        first, second = tl.split(
-            neighbours((value if LOOP.PAIRS else _without_sentinel(value)).to(tl.int16, bitcast=True), LOOP)
-        )
-        word = (second.to(tl.int32) << 16) | (first.to(tl.int32) & 0xFFFF)
+        first, second = tl.split(neighbours(value, LOOP))
         ptrs, _ = tl.split(neighbours(ptrs.to(tl.int64), LOOP))
-        ptrs = ptrs.to(tl.pointer_type(tl.int32))
         mask, _ = tl.split(neighbours(mask, LOOP))
-        block: tl.constexpr = publish_word(2, LOOP.PAIRS, 32)
-    tl.inline_asm_elementwise(block, _PUBLISH_CONSTRAINTS, [word, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1)
+        tl.inline_asm_elementwise(
+            block, "=r,f,f,l,r", [first, second, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
 def publish(ptrs, tiles, mask, team, COUNT: tl.constexpr, LOOP: tl.constexpr):
     """Store COUNT float32 tiles, HIDDEN elements apart, in the pointer's dtype, for the team to read."""
     for index in tl.static_range(COUNT):
-        value = tiles[index].to(ptrs.dtype.element_ty)
         if LOOP.EXCHANGE == "spin":
-            _publish_words(ptrs + index * LOOP.HIDDEN, value, mask, LOOP)
+            _publish_words(ptrs + index * LOOP.HIDDEN, tiles[index], mask, LOOP)
         else:
+            value = tiles[index].to(ptrs.dtype.element_ty)
             if LOOP.EXCHANGE == "dataflow":
                 value = _without_sentinel(value)
             tl.store(ptrs + index * LOOP.HIDDEN, value, mask=mask)

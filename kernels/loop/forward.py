@@ -17,7 +17,16 @@ from .exchange import Sent, publish
 from .forward_step import gate_values, inner_tile, next_state, outer_then_inner
 from .groups import Team
 from .product import await_operand, product
-from .tiles import load_bias, load_gates, load_parameters, load_states, store_gates, store_later, store_states
+from .tiles import (
+    load_bias,
+    load_packed_gates,
+    load_parameters,
+    load_states,
+    store_gates,
+    store_later,
+    store_states,
+    unpacked,
+)
 from .walk import at_tile, choose, moment, reset_rows, strided_tile, this_member, tile_at
 from .weights import load_weights, of_direction, recurrent_gates
 
@@ -25,7 +34,7 @@ from .weights import load_weights, of_direction, recurrent_gates
 class Inputs(NamedTuple):
     """What a step reads and no step writes. Made by keyword."""
 
-    x: Any  # gate tiles of W_ih x + b_ih
+    x: Any  # gates of W_ih x + b_ih, as `load_packed_gates` loads them
     reset: Any  # [BLOCK_B]: rows whose state is the reset state before the step; () where nothing resets
 
 
@@ -33,7 +42,7 @@ class Inputs(NamedTuple):
 def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl.constexpr):
     ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
     mask = me.unit_ok[:, None] & now.here[None, :]
-    x = load_gates(strided_tile(ptr, gx, now, tile, me, rows), mask, CELL.gates, LOOP.HIDDEN)
+    x = load_packed_gates(strided_tile(ptr, gx, now, tile, me, rows), mask, CELL.gates, LOOP)
     reset = ()  # Triton 3.6.0 returns no None from a function
     if resets.marks is not None:
         reset = reset_rows(resets.marks, now, tile, me, B)
@@ -125,8 +134,9 @@ def forward(
             inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
             acc, limit = product(weights, operand, missing, sent, limit, team, LOOP)
             a = recurrent_gates(acc, bias, CELL, LOOP)
+            x = unpacked(inputs.x, gx.ptr.dtype.element_ty, CELL.gates, LOOP)
             if CELL.inner is not None:
-                q = inner_tile(inputs.x, a, state, p, CELL)
+                q = inner_tile(x, a, state, p, CELL)
                 q = tl.where(me.unit_ok[:, None], q if factors is None else q * factors, 0.0)
                 inner = source
                 if out.inner is not None:
@@ -136,7 +146,7 @@ def forward(
                 operand, missing = await_operand((q,), sent, True, expected + LOOP.MEMBERS, limit, team, LOOP)
                 acc, limit = product(weights, operand, missing, sent, limit, team, LOOP)
                 a = outer_then_inner(a, recurrent_gates(acc, bias, CELL, LOOP), CELL)
-            v = gate_values(inputs.x, a, state, p, CELL)
+            v = gate_values(x, a, state, p, CELL)
             state = next_state(v, state, p, zones, rows, now, tile, me, CELL, LOOP)
             source = channel + start
             h = state[0] if out.sent is None else state[0] * factors

@@ -115,7 +115,6 @@ class Loop:
     PRECISION: of products, `tl.dot`'s input_precision or "tf32x3" (see `describe.dot_precision`).
     EXCHANGE:  how h reaches the product: "registers" (a team of one has it), "dataflow", "spin" or "barrier" (see
                `exchange`).
-    PLATFORM:  "cuda", "hip" or "interpreter": which clock bounds a wait, which load goes past the L1.
     PAIRS:     whether two 16-bit numbers are compared by one instruction (see `spin`).
     INTERLEAVED: whether the product's rows are ordered by warps, not by gates (see `interleave`).
     NUM_WARPS: of a program, as `Config` has them.
@@ -133,7 +132,6 @@ class Loop:
     SAVED: int
     PRECISION: str
     EXCHANGE: str
-    PLATFORM: str
     PAIRS: bool
     INTERLEAVED: bool
     NUM_WARPS: int

@@ -59,6 +59,17 @@ def neighbours(tile, LOOP: tl.constexpr):
         return tl.permute(tl.reshape(tile, (UNITS, 2, ROWS)), (0, 2, 1))
 
 
+@triton.jit
+def from_neighbours(first, second, LOOP: tl.constexpr):
+    """Two tiles [units / 2, rows] of neighbouring units as one [units, rows]."""
+    UNITS: tl.constexpr = first.shape[0] * 2
+    ROWS: tl.constexpr = first.shape[1]
+    if LOOP.INTERLEAVED:
+        return tl.reshape(tl.permute(tl.join(first, second), (2, 0, 1)), (UNITS, ROWS))
+    else:
+        return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (UNITS, ROWS))
+
+
 @triton.constexpr_function
 def trade():
     """PTX: a thread's eight numbers of an accumulator m64n16 (two columns, rows r and r + 8, columns c and c + 8): its

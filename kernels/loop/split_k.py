@@ -63,7 +63,7 @@ def sum_of_parts(
         pointers = ()
         for other in tl.static_range(SPLIT_K):
             pointers = pointers + (own + other * PART,)
-            tiles = tiles + (load_from_l2(own + other * PART, None, LOOP),)
+            tiles = tiles + (load_from_l2(own + other * PART, None),)
         zeros = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
         tiles = tl.inline_asm_elementwise(
             parts_poll(SPLIT_K, OWN),
@@ -77,9 +77,9 @@ def sum_of_parts(
     elif LOOP.EXCHANGE == "barrier":
         tl.store(where, words)
         arrive(team)
-        missing = wait_for(team, expected, True, limit, LOOP)
+        missing = wait_for(team, expected, True, limit)
         for other in tl.static_range(SPLIT_K):
-            tiles = tiles + (load_from_l2(own + other * PART, None, LOOP),)
+            tiles = tiles + (load_from_l2(own + other * PART, None),)
     else:
         tl.store(where, words)
         for _ in tl.static_range(SPLIT_K):
@@ -92,11 +92,11 @@ def sum_of_parts(
             stale = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
             tiles = ()
             for other in tl.static_range(SPLIT_K):
-                tiles = tiles + (load_from_l2(own + other * PART, None, LOOP),)
+                tiles = tiles + (load_from_l2(own + other * PART, None),)
                 stale = stale | (tiles[other] ^ round_bit)
             missing = any_of((stale & 1) != 0) != 0
             polls += 1
-            on, end = goes_on(polls, end, limit, LOOP)
+            on, end = goes_on(polls, end, limit)
     sums = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.float32)
     for other in tl.static_range(SPLIT_K):
         sums += tl.cast(tiles[other] & -2, tl.float32, bitcast=True)
