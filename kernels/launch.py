@@ -19,6 +19,7 @@ from .describe import (
     split_k,
 )
 from .executor import substitute
+from .layouts import check_layouts
 from .loop.groups import Team
 from .problem import Problem
 from .resources import from_device, resident_programs
@@ -98,6 +99,7 @@ def _resident(
         values = {name: arguments[name] for name in kernel.arg_names} | {"team": team}
         with torch.cuda.device(device):
             compiled = kernel.warmup(**values, **options, grid=(1,))
+            check_layouts(compiled.asm["ttgir"])
             compiled._init_handles()
         _resident_cache[key] = resident_programs(
             from_device(device),

@@ -98,6 +98,7 @@ def trace(
             )
 
         return SimpleNamespace(
+            asm={"ttgir": ""},
             n_regs=registers(source),
             metadata=SimpleNamespace(num_warps=options["num_warps"], shared=0),
             function=None,

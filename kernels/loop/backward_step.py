@@ -42,7 +42,7 @@ def _load_states_before(past, base, tile_start, offsets, at, mask, STATES: tl.co
         for index in tl.static_range(STATES):
             sequence = past.y if index == 0 else past.later[index - 1]
             chosen = tl.where(at == 0, past.initial[index] + tile_start, sequence + base)
-            tiles = tiles + (load_once(at_tile(chosen, offsets), mask).to(tl.float32),)
+            tiles = tiles + (tl.load(at_tile(chosen, offsets), mask=mask, other=0.0).to(tl.float32),)
         return tiles
 
 

@@ -4,9 +4,9 @@ The portable poll (`exchange.read_when_written`) asks all threads of the program
 number: three block barriers a poll. Here a thread tests the words that it has read itself, and reads again what is
 missing: no barrier, no shuffle, and a thread whose numbers are there leaves L2 alone.
 
-A block of PTX sees a thread's own words, in the layout that Triton has given them. What `poll` needs of it, and
-`poll_layout` reads from the compiled kernel: that they have the layout of the `tl.load` before it, in which VECTOR
-words of a thread lie side by side in memory, because the block reads VECTOR words at a pointer.
+A block of PTX sees a thread's own words, in the layout that Triton has given them. `poll` reads VECTOR words at a
+pointer, so they must have the layout of the `tl.load` before it, in which VECTOR words of a thread lie side by side in
+memory: `layouts.check_layouts` reads that from every kernel that is compiled.
 
 Helpers are constexpr_functions all, because Triton hashes what such a function calls.
 """
@@ -71,8 +71,8 @@ def poll(chunks, words, vector, chunk_bytes, numbers_in_word, pairs):
     ]
     lines += [f"mov.b32 ${i}, ${total + i};" for i in range(total)]
     lines += ["mov.b32 polls, 0;", "mov.b64 end, 0;", "TEST:"]
-    # A chain of tests for each chunk: the first ones run while the later chunks' words are on their way. Brought together
-    # before one test of all, LSTM H=768 takes 8 cycles more, and backwards 29.
+    # A chain of tests for each chunk: the first ones run while the later chunks' words are on their way. With one test
+    # of all chains at their end LSTM H=768 takes 8 cycles more, and backwards 29.
     for c in range(chunks):
         lines += _unwritten(word[c], f"p{c}", f"t{c}", f"u{c}", numbers_in_word, pairs)
     lines += ["mov.pred any, p0;"] + [f"or.pred any, any, p{c};" for c in range(1, chunks)]
