@@ -66,7 +66,7 @@ def types_of(problem: Problem, loop: Loop, *, has_bias: bool, has_initial: bool,
         ),
         "zones": Zones(states, "i32", "i32") if "zoneout" in has else Zones(),
         "team": _team(loop),
-        **dict.fromkeys(("T", "B", "reverse_bits"), "i32"),
+        **dict.fromkeys(("T", "B", "walk_bits"), "i32"),
     }
     gx = Strided(pointer, "i64", "i32", "i32")
     if forward:
@@ -86,7 +86,7 @@ def types_of(problem: Problem, loop: Loop, *, has_bias: bool, has_initial: bool,
         "dy": Strided(pointer, None, "i32", "i32"),
         "gradients": LayerGradients(
             final=states,
-            initial=states,
+            initial=initial,
             reset=states if to_state else None,
             parameters="*fp32" if cell.parameters else None,
         ),

@@ -140,9 +140,9 @@ def team_size(problem: Problem, config: Config) -> int:
     return 1 if config.regime == "single_cta" else unit_blocks(problem, config) * split_k(problem, config)
 
 
-def partial_shape(problem: Problem, config: Config, groups: int) -> tuple[int, ...]:
+def partial_shape(problem: Problem, config: Config, teams: int) -> tuple[int, ...]:
     """Of the memory in which parts of products are exchanged (see `split_k`)."""
-    teams, split = problem.directions * groups, split_k(problem, config)
+    split = split_k(problem, config)
     return teams, unit_blocks(problem, config), 2, split, config.BLOCK_B, split * config.BLOCK_H
 
 
@@ -151,13 +151,21 @@ def batch_tiles(problem: Problem, config: Config) -> int:
 
 
 def least_grid(problem: Problem, config: Config) -> int:
-    """Programs that must be resident at once: a team for each direction; a single CTA waits for nobody."""
-    return 1 if config.regime == "single_cta" else problem.directions * team_size(problem, config)
+    """Programs that must be resident at once, a team's: directions that do not fit beside each other take turns."""
+    return team_size(problem, config)
+
+
+def directions_at_once(problem: Problem, config: Config, resident: int) -> int:
+    """Directions of one launch: all of them where the GPU holds a team for each at once, else one after the other."""
+    if config.regime == "single_cta" or resident >= problem.directions * team_size(problem, config):
+        return problem.directions
+    return 1
 
 
 def num_groups(problem: Problem, config: Config, resident: int) -> int:
     """Teams side by side per direction: as many as have a batch tile and as the GPU holds at once."""
-    return max(1, min(batch_tiles(problem, config), resident // least_grid(problem, config)))
+    programs = directions_at_once(problem, config, resident) * team_size(problem, config)
+    return max(1, min(batch_tiles(problem, config), resident // programs))
 
 
 @dataclass(frozen=True)

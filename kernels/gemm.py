@@ -23,6 +23,37 @@ class LayerWeights(NamedTuple):
     parameters: torch.Tensor | None = None  # [P, H]: what the cell has besides, per unit
 
 
+class Wanted(NamedTuple):
+    """Which gradients anybody asks for; of a weight, in any direction."""
+
+    x: bool = True
+    w_ih: bool = True
+    w_hh: bool = True
+    b_ih: bool = True
+    b_hh: bool = True
+    parameters: bool = True
+    initial: bool = True
+    reset_state: bool = True
+
+    @property
+    def of_input(self) -> bool:
+        """Whether any needs the gradients of W_ih x + b_ih."""
+        return self.x or self.w_ih or self.b_ih
+
+
+ALL = Wanted()
+
+
+class WeightGradients(NamedTuple):
+    """One direction's, as `LayerWeights`; None where there is no such weight or nobody asks."""
+
+    w_ih: torch.Tensor | None
+    w_hh: torch.Tensor | None
+    b_ih: torch.Tensor | None
+    b_hh: torch.Tensor | None
+    parameters: torch.Tensor | None = None
+
+
 class History(NamedTuple):
     """What W_hh multiplied at every step: h before it, and for a cell with two products something else too.
 
@@ -117,9 +148,9 @@ def gradients_of_weights(
     dx: torch.Tensor,
     *,
     batch_first: bool,
-    needs_dx: bool,
-) -> tuple[torch.Tensor | None, list[LayerWeights]]:
-    """The gradients of x and of every weight, from those of both preactivations at every step.
+    wanted: Wanted,
+) -> tuple[torch.Tensor | None, list[WeightGradients]]:
+    """The gradients of x and of the weights that are wanted, from those of both preactivations at every step.
 
     da, dx:  of W_hh h and of W_ih x: [T, B, D * G * H] or packed [rows, D * G * H].
     """
@@ -132,14 +163,14 @@ def gradients_of_weights(
             columns = slice(direction * rows, (direction + 1) * rows)
             da_d, dx_d = da[..., columns], dx[..., columns].reshape(-1, rows)
             found.append(
-                LayerWeights(
-                    dx_d.t() @ rows_of_x,
-                    _gradient_of_w_hh(problem, history, direction, da_d, hidden),
-                    None if w.b_ih is None else dx_d.sum(0),
-                    None if w.b_hh is None else da_d.flatten(0, -2).sum(0),
+                WeightGradients(
+                    dx_d.t() @ rows_of_x if wanted.w_ih else None,
+                    _gradient_of_w_hh(problem, history, direction, da_d, hidden) if wanted.w_hh else None,
+                    dx_d.sum(0) if wanted.b_ih and w.b_ih is not None else None,
+                    da_d.flatten(0, -2).sum(0) if wanted.b_hh and w.b_hh is not None else None,
                 )
             )
-            if needs_dx:
+            if wanted.x:
                 grad_x = dx_d @ w.w_ih if grad_x is None else torch.addmm(grad_x, dx_d, w.w_ih)
     if grad_x is not None:
         grad_x = grad_x.view(*da.shape[:-1], x.shape[-1])

@@ -16,7 +16,16 @@ from .channel import fill_channel, without_sentinel
 from .config import Config
 from .describe import saved_tiles
 from .extras import Extras, as_steps_of_y, is_one_number
-from .gemm import History, LayerWeights, gradients_of_weights, project_input, project_state
+from .gemm import (
+    ALL,
+    History,
+    LayerWeights,
+    Wanted,
+    WeightGradients,
+    gradients_of_weights,
+    project_input,
+    project_state,
+)
 from .launch import launch
 from .loop.groups import (
     Dropout,
@@ -57,8 +66,10 @@ class Residuals(NamedTuple):
 
 
 class Gradients(NamedTuple):
+    """None, or an empty tuple, for what nobody asked for."""
+
     x: torch.Tensor | None
-    weights: list[LayerWeights]
+    weights: list[WeightGradients]
     initial: tuple[torch.Tensor, ...]
     reset_state: tuple[torch.Tensor, ...] = ()
 
@@ -143,7 +154,7 @@ def forward_layer(
         **_options(extras, width),
         "T": steps,
         "B": batch_size,
-        "reverse_bits": _reverse_bits(directions, reverse),
+        "walk_bits": _walk_bits(directions, reverse),
     }
     if extras.reset_state is not None:
         groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
@@ -164,7 +175,7 @@ def backward_layer(
     *,
     batch_first: bool = False,
     reverse: bool = False,
-    needs_dx: bool = True,
+    wanted: Wanted = ALL,
     extras: Extras = PLAIN,
 ) -> Gradients:
     """Gradients of `forward_layer`'s x, weights, initial and reset states, from those of y and the final states.
@@ -172,6 +183,7 @@ def backward_layer(
     y, residuals:  what `forward_layer` returned with keep="save" or "recompute".
     dy:            as y, any strides, or None where nothing used y.
     d_final:       one [D, B, H] per state, or None for each that nothing used.
+    wanted:        which of all gradients are computed; of initial and reset states only where such are given.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
@@ -179,12 +191,16 @@ def backward_layer(
     directions, hidden = len(weights), problem.hidden_size
     width = directions * hidden
     steps, batch_size = extras.extent(y)
-    d_initial = tuple(y.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
-    d_reset = None if extras.reset_state is None else tuple(torch.empty_like(state) for state in d_initial)
+
+    def of_states() -> tuple[torch.Tensor, ...]:
+        return tuple(y.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
+
+    d_initial = of_states() if initial is not None and wanted.initial else None
+    d_reset = of_states() if extras.reset_state is not None and wanted.reset_state else None
     da = y.new_empty(*y.shape[:-1], cell.gates * width)
-    dx = torch.empty_like(da) if cell.split_gradient else None
+    dx = torch.empty_like(da) if cell.split_gradient and wanted.of_input else None
     d_parameters = None
-    if cell.parameters:
+    if cell.parameters and wanted.parameters:
         tiles = (batch_size + config.BLOCK_B - 1) // config.BLOCK_B
         d_parameters = y.new_empty(tiles, directions, cell.parameters, hidden, dtype=torch.float32)
     history = History(y if residuals.sent is None else residuals.sent, residuals.inner, initial, extras, reverse)
@@ -205,7 +221,7 @@ def backward_layer(
         groups = {
             # A direction's part of dy lies beside the other's, as in y.
             "dy": _strided(dy, extras)._replace(direction=None),
-            "gradients": LayerGradients(_given_or_zeros(d_final, d_initial), d_initial, d_reset, d_parameters),
+            "gradients": LayerGradients(_given_or_zeros(d_final, y.dtype), d_initial, d_reset, d_parameters),
             "layer": _layer(weights, with_bias=False),
             "past": Past(as_steps_of_y(initial), y, residuals.kept or None, residuals.saved),
             "gx": _strided(gx, extras),
@@ -215,16 +231,16 @@ def backward_layer(
             **_options(extras, width),
             "T": steps,
             "B": batch_size,
-            "reverse_bits": _reverse_bits(directions, reverse),
+            "walk_bits": _walk_bits(directions, reverse),
         }
         launch(problem, config, y.device, groups)
     grad_x, of_weights = gradients_of_weights(
-        problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, needs_dx=needs_dx
+        problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, wanted=wanted
     )
     if d_parameters is not None:
         summed = (own.sum(0).to(problem.dtype) for own in d_parameters.unbind(1))
         of_weights = [w._replace(parameters=own) for w, own in zip(of_weights, summed, strict=True)]
-    return Gradients(grad_x, of_weights, d_initial, d_reset or ())
+    return Gradients(grad_x, of_weights, d_initial or (), d_reset or ())
 
 
 def keeps_values(problem: Problem, keep: Keep) -> bool:
@@ -287,15 +303,13 @@ def _sent_reset(extras: Extras) -> torch.Tensor:
     return without_sentinel(h.transpose(0, 1).contiguous())
 
 
-def _given_or_zeros(
-    gradients: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, ...] | None:
-    """One tensor each, or None where all are."""
-    if all(gradient is None for gradient in gradients):
+def _given_or_zeros(gradients: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor, ...] | None:
+    """One contiguous tensor of this dtype each, or None where all are."""
+    given = next((gradient for gradient in gradients if gradient is not None), None)
+    if given is None:
         return None
     return tuple(
-        torch.zeros_like(other) if gradient is None else gradient.to(other.dtype).contiguous()
-        for gradient, other in zip(gradients, like, strict=True)
+        (torch.zeros_like(given) if gradient is None else gradient).to(dtype).contiguous() for gradient in gradients
     )
 
 
@@ -307,5 +321,5 @@ def _cast(
     return x.to(dtype), cast, None if initial is None else tuple(state.to(dtype) for state in initial)
 
 
-def _reverse_bits(directions: int, reverse: bool) -> int:
+def _walk_bits(directions: int, reverse: bool) -> int:
     return 0b10 if directions == 2 else int(reverse)

@@ -25,7 +25,15 @@ from holdfast.bench.check.features import small_config
 from holdfast.kernels import executor, launch
 from holdfast.kernels.cell_spec import find_cell
 from holdfast.kernels.config import Config
-from holdfast.kernels.describe import batch_tiles, describe, kernel_of, least_grid, num_groups
+from holdfast.kernels.describe import (
+    batch_tiles,
+    describe,
+    directions_at_once,
+    kernel_of,
+    least_grid,
+    num_groups,
+    team_size,
+)
 from holdfast.kernels.extras import Extras
 from holdfast.kernels.layer import Keep, LayerWeights, backward_layer, forward_layer
 from holdfast.kernels.loop.groups import Team
@@ -200,10 +208,10 @@ def test_everything_launched_is_what_the_compile_gate_compiles(cell, regime, mon
 
 def assert_arrived(problem: Problem, config: Config, found: Launch, given: dict[str, Any]) -> None:
     """A launch of the whole grid, with the layer's own tensors and numbers in the kernel's own order."""
-    team, resident = least_grid(problem, config), residents(config, found)
+    team, resident = team_size(problem, config), residents(config, found)
     cooperative = config.regime == "cooperative"
-    groups = num_groups(problem, config, resident)
-    grid = groups * team if cooperative else problem.directions * batch_tiles(problem, config)
+    at_once, groups = directions_at_once(problem, config, resident), num_groups(problem, config, resident)
+    grid = at_once * groups * team if cooperative else problem.directions * batch_tiles(problem, config)
     assert found.kernel == problem.phase
     assert found.grid == (grid, 1, 1)
     assert found.block == (32 * config.num_warps, 1, 1)
@@ -384,6 +392,28 @@ def test_a_team_that_does_not_fit_is_not_launched(regime, monkeypatch):
     with pytest.raises(launch.NotResidentError, match=r"lstm with hidden_size=40 needs 3 programs .* holds 2"):
         Case("lstm", regime, hidden=40).run()
     assert not journal.launches
+
+
+@pytest.mark.parametrize("regime", COOPERATIVE)
+def test_directions_that_do_not_fit_at_once_take_turns(regime, monkeypatch):
+    """One kernel, launched for each of them with memory of its own."""
+    journal = stub_driver.trace(monkeypatch)
+    case = Case("lstm", regime, hidden=40, directions=2, keep="nothing")
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_run", lambda kernel, grid, arguments, *_: seen.append((grid, dict(arguments))))
+        for sms in (2, 1):
+            # The third of a team's programs must fit, the fourth of two teams' must not.
+            limits = replace(H100, num_sms=sms, max_blocks_per_sm=3)
+            patch.setattr(launch, "from_device", lambda device, limits=limits: limits)
+            launch._resident_cache.clear()
+            case.run()
+    assert len(journal.sources) == 1
+    (grid, together), *in_turn = seen
+    assert (grid, together["walk_bits"]) == (6, 0b10)
+    assert [(grid, arguments["walk_bits"]) for grid, arguments in in_turn] == [(3, 0b110), (3, 0b1010)]
+    memory = [arguments["team"].arrivals for _, arguments in in_turn]
+    assert regime == "dataflow" or memory[0].data_ptr() != memory[1].data_ptr()
 
 
 @pytest.mark.parametrize("regime", COOPERATIVE)

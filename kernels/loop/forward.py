@@ -49,7 +49,7 @@ def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl
     return Inputs(x=x, reset=reset)
 
 
-@triton.jit(do_not_specialize=["T", "B", "reverse_bits"])
+@triton.jit(do_not_specialize=["T", "B", "walk_bits"])
 def forward(
     gx,  # Strided [D, T, B, GATES * HIDDEN], packed [D, rows, GATES * HIDDEN]: W_ih x + b_ih
     layer,  # Layer
@@ -62,7 +62,7 @@ def forward(
     team,  # Team
     T,
     B,
-    reverse_bits,  # bit d: direction d walks from its end to 0
+    walk_bits,  # see `walk.this_member`
     CELL: tl.constexpr,  # CellSpec
     LOOP: tl.constexpr,  # Loop
 ):
@@ -72,7 +72,7 @@ def forward(
     SAVED: tl.constexpr = LOOP.SAVED
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
     ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
-    me = this_member(reverse_bits, LOOP)
+    me = this_member(walk_bits, LOOP)
     limit = 0  # of later waits: none once one has run out
     if not ALONE:
         limit = team.spin_limit
