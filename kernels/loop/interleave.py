@@ -49,14 +49,14 @@ def operand_rows(words, LOOP: tl.constexpr):
 
 
 @triton.jit
-def neighbours(tile, LOOP: tl.constexpr):
-    """A tile [units, rows] with neighbouring units side by side: [units / 2, rows, 2]."""
-    UNITS: tl.constexpr = tile.shape[0] // 2
-    ROWS: tl.constexpr = tile.shape[1]
+def neighbours(numbers, LOOP: tl.constexpr):
+    """Numbers [units, rows] with neighbouring units side by side: [units / 2, rows, 2]."""
+    UNITS: tl.constexpr = numbers.shape[0] // 2
+    ROWS: tl.constexpr = numbers.shape[1]
     if LOOP.INTERLEAVED:
-        return tl.permute(tl.reshape(tile, (2, UNITS, ROWS)), (1, 2, 0))
+        return tl.permute(tl.reshape(numbers, (2, UNITS, ROWS)), (1, 2, 0))
     else:
-        return tl.permute(tl.reshape(tile, (UNITS, 2, ROWS)), (0, 2, 1))
+        return tl.permute(tl.reshape(numbers, (UNITS, 2, ROWS)), (0, 2, 1))
 
 
 @triton.jit

@@ -197,7 +197,8 @@ def publish_word(dtype, pairs):
         lines += ["mov.b32 u, 0xFFFEFFFE;", "min.u16x2 w, w, u;"]
     else:
         lines += [
-            "min.u32 w, w, 0xFFFEFFFF;",
+            "setp.ge.u32 m, w, 0xFFFF0000;",
+            "@m sub.u32 w, w, 0x10000;",
             "and.b32 u, w, 0xFFFF;",
             "setp.eq.u32 m, u, 0xFFFF;",
             "@m sub.u32 w, w, 1;",
