@@ -17,7 +17,7 @@ import torch
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
 from ..kernels.describe import directions_at_once, dot_precision, split_k, team_size
-from ..kernels.layer import Keep
+from ..kernels.kept import Keep
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
 from .constraints import alone_backwards, columns, gathered_rows, matrix_bytes, weight_bytes, weight_rows

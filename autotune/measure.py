@@ -18,7 +18,8 @@ from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
 from ..kernels.extras import Extras
 from ..kernels.gemm import LayerWeights, Wanted
-from ..kernels.layer import Keep, backward_layer, forward_layer
+from ..kernels.kept import Keep
+from ..kernels.layer import backward_layer, forward_layer
 from ..kernels.plan import Reason
 from ..kernels.problem import Problem
 from ..kernels.resources import H100, from_device

@@ -17,7 +17,7 @@ import torch
 from ..kernels.config import Config
 from ..kernels.describe import least_grid
 from ..kernels.executor import interpreting
-from ..kernels.layer import Keep
+from ..kernels.kept import Keep
 from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.resources import H100, DeviceLimits, from_device, resident_programs

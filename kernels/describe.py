@@ -12,6 +12,7 @@ import triton
 from .argument_types import signature_of, types_of
 from .cell_spec import find_cell
 from .config import Config
+from .kept import Keep, saved_tiles
 from .loop.backward import backward
 from .loop.forward import forward
 from .loop.groups import Loop
@@ -75,27 +76,16 @@ def exchange_of(problem: Problem, config: Config, platform: str) -> str:
     return "spin" if config.exchange == "dataflow" and platform == "cuda" and whole else config.exchange
 
 
-def interleaves(problem: Problem, config: Config, arch: Arch) -> bool:
-    """Whether gates are interleaved along the product's rows: where its tile is Hopper's m64n16, a slab of 16 rows a
-    warp. Triton 3.6.0 chooses the tiles' layouts along units and takes 6 to 10 barriers a step then, not 4."""
-    is_m64n16 = (config.BLOCK_H, config.BLOCK_B, config.num_warps) == (16, 16, 4)
-    four = find_cell(problem.cell).padded_gates == 4 and problem.phase == "forward"
-    return (
-        is_m64n16
-        and four
-        and arch == ("cuda", 90)
-        and exchange_of(problem, config, "cuda") == "spin"
-        and _TRITON >= (3, 7)
-    )
-
-
 _TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
-def saved_tiles(problem: Problem) -> int:
-    """Tiles of v that the loop backwards needs: zoneout's takes the new state as it was before."""
-    cell = find_cell(problem.cell)
-    return cell.values if "zoneout" in problem.features else cell.saved
+def interleaves(problem: Problem, config: Config, arch: Arch) -> bool:
+    """Whether gates are interleaved along the product's rows: where its tile is Hopper's m64n16, a slab of 16 rows a
+    warp. Triton 3.6.0 chooses the tiles' layouts along units and takes 6 to 10 barriers a step then, not 4."""
+    if problem.phase == "backward" or exchange_of(problem, config, arch[0]) != "spin":
+        return False
+    is_m64n16 = (config.BLOCK_H, config.BLOCK_B, config.num_warps) == (16, 16, 4)
+    return is_m64n16 and find_cell(problem.cell).padded_gates == 4 and arch == ("cuda", 90) and _TRITON >= (3, 7)
 
 
 def backend_options(platform: str) -> dict[str, Any]:
@@ -190,18 +180,17 @@ def describe(
     *,
     has_bias: bool = True,
     has_initial: bool = True,
-    saves: bool = False,
+    keep: Keep = "nothing",
 ) -> KernelDescription:
     """The kernel as `launch` runs it on aligned tensors, for a GPU that need not be there.
 
-    saves:  forward: the kernel also stores v and the later states; backward: it reads v instead of
-            working it out again.
+    keep:  what the loop stores, or backwards what the one before it stored; backwards v is there or worked out again.
     """
     loop = loop_of(problem, config, limits.arch)
     fn = kernel_of(problem)
-    groups = types_of(problem, loop, has_bias=has_bias, has_initial=has_initial, saves=saves)
+    groups = types_of(problem, config, loop, has_bias=has_bias, has_initial=has_initial, keep=keep)
     constants = constexprs(problem, config, limits.arch)
-    signature, values, attrs = signature_of(fn, groups, constants, aligned=problem.hidden_size % 16 == 0)
+    signature, values, attrs = signature_of(fn, groups, constants)
     return KernelDescription(
         fn=fn,
         signature=signature,

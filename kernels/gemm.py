@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .alignment import empty_rows, in_sixteens
 from .cell_spec import find_cell
 from .extras import Extras, states_before
 from .problem import Precision, Problem
@@ -105,9 +106,9 @@ def project_input(
     if not packed and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
         x, batch_first = x.transpose(0, 1), not batch_first
     rows = x.reshape(-1, x.shape[-1])
-    gx = x.new_empty(len(weights), *x.shape[:-1], weights[0].w_ih.shape[0])
+    gx = empty_rows(x, len(weights), *x.shape[:-1], weights[0].w_ih.shape[0])
     with in_precision(problem, x.device):
-        for out, w in zip(gx.view(len(weights), -1, gx.shape[-1]), weights, strict=True):
+        for out, w in zip(gx.flatten(1, -2), weights, strict=True):
             _linear(rows, w.w_ih, w.b_ih, out)
     return gx.transpose(1, 2) if batch_first and not packed else gx
 
@@ -116,7 +117,7 @@ def project_state(problem: Problem, weights: Sequence[LayerWeights], history: Hi
     """W_hh h + b_hh of every step again, [D, rows, G * H], now that all h are known: one GEMM a direction."""
     sent, hidden = history.sent, problem.hidden_size
     rows = sent.numel() // sent.shape[-1]
-    ga = sent.new_empty(len(weights), rows, weights[0].w_hh.shape[0])
+    ga = sent.new_empty(len(weights), in_sixteens(rows), weights[0].w_hh.shape[0])[:, :rows]
     with in_precision(problem, sent.device):
         for direction, w in enumerate(weights):
             if history.extras.reorders:

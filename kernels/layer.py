@@ -7,14 +7,14 @@ GEMMs and sums over all steps for the weights and the input; no atomics, so the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from .alignment import aligned, aligned_rows, strides
 from .cell_spec import find_cell
 from .channel import fill_channel, without_sentinel
 from .config import Config
-from .describe import saved_tiles
 from .extras import Extras, as_steps_of_y, is_one_number
 from .gemm import (
     ALL,
@@ -26,6 +26,7 @@ from .gemm import (
     project_input,
     project_state,
 )
+from .kept import Keep, keeps_values, saved_tiles, writes_operands
 from .launch import launch
 from .loop.groups import (
     Dropout,
@@ -41,10 +42,6 @@ from .loop.groups import (
     Zones,
 )
 from .problem import Problem
-
-Keep = Literal["nothing", "save", "recompute"]
-"""What a forward pass keeps for the backward pass: nothing; the gate values of every step ("save");
-or only what cannot be had again by one GEMM, an LSTM's cell states ("recompute")."""
 
 PLAIN = Extras()
 
@@ -129,12 +126,8 @@ def forward_layer(
     residuals = Residuals(
         kept,
         _saved(problem, y, width) if keeps_values(problem, keep) else None,
-        torch.empty_like(y)
-        if cell.inner is not None and (keep != "nothing" or config.regime == "cooperative")
-        else None,
-        torch.empty_like(y)
-        if extras.dropout is not None and (keep != "nothing" or config.regime == "cooperative")
-        else None,
+        torch.empty_like(y) if cell.inner is not None and writes_operands(config, keep) else None,
+        torch.empty_like(y) if extras.dropout is not None and writes_operands(config, keep) else None,
     )
     if batch_size == 0:
         return y, final, residuals
@@ -148,9 +141,9 @@ def forward_layer(
     groups = {
         "gx": _strided(gx, extras),
         "layer": _layer(weights, with_bias=True),
-        "states": States(as_steps_of_y(initial), final),
+        "states": States(as_steps_of_y(initial), final, _sent_initial(extras, initial)),
         "out": Outputs(y, kept or None, residuals.saved, residuals.inner, residuals.sent),
-        "dropout": _dropout(extras, initial),
+        "dropout": _dropout(extras),
         **_options(extras, width),
         "T": steps,
         "B": batch_size,
@@ -212,8 +205,7 @@ def backward_layer(
             gx = project_input(problem, x, weights, batch_first=batch_first)
             ga = project_state(problem, weights, history)
         if dy is not None:
-            dy = dy.to(problem.dtype)
-            dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+            dy = aligned_rows(dy.to(problem.dtype))
         waits = config.regime == "cooperative" and config.exchange == "dataflow"
         fill_channel(da, extras, sentinel=waits)
         if dx is not None:
@@ -227,7 +219,7 @@ def backward_layer(
             "gx": _strided(gx, extras),
             "ga": Strided() if ga is None else Strided(ga, ga.stride(0)),
             "out": StepGradients(da, dx),
-            "dropout": _dropout(extras, None),
+            "dropout": _dropout(extras),
             **_options(extras, width),
             "T": steps,
             "B": batch_size,
@@ -243,14 +235,6 @@ def backward_layer(
     return Gradients(grad_x, of_weights, d_initial or (), d_reset or ())
 
 
-def keeps_values(problem: Problem, keep: Keep) -> bool:
-    """Whether v of every step is kept. A cell with two products always keeps it: its second product multiplies
-    something that no single GEMM brings back."""
-    if not saved_tiles(problem) or keep == "nothing":
-        return False
-    return keep == "save" or find_cell(problem.cell).inner is not None
-
-
 def _saved(problem: Problem, y: torch.Tensor, width: int) -> torch.Tensor:
     return y.new_empty(*y.shape[:-1], saved_tiles(problem) * width)
 
@@ -260,8 +244,9 @@ def _strided(tensor: torch.Tensor | None, extras: Extras) -> Strided:
     if tensor is None:
         return Strided()
     packed = extras.starts is not None
-    directions = tensor.stride(0) if tensor.dim() == (3 if packed else 4) else None
-    return Strided(tensor, directions, 0 if packed else tensor.stride(-3), tensor.stride(-2))
+    each = strides(tensor)
+    directions = each[0] if tensor.dim() == (3 if packed else 4) else None
+    return Strided(tensor, directions, 0 if packed else each[-3], each[-2])
 
 
 def _layer(weights: Sequence[LayerWeights], *, with_bias: bool) -> Layer:
@@ -286,14 +271,20 @@ def _zones(shares: Sequence[torch.Tensor] | None, width: int) -> Zones:
         return Zones()
     if all(map(is_one_number, shares)):
         return Zones(tuple(shares), 0, 0)
-    return Zones(tuple(share.contiguous() for share in shares), width, 1)
+    return Zones(tuple(aligned(share.contiguous()) for share in shares), width, 1)
 
 
-def _dropout(extras: Extras, initial: Sequence[torch.Tensor] | None) -> Dropout:
+def _dropout(extras: Extras) -> Dropout:
     if extras.dropout is None:
         return Dropout()
-    sent_initial = None if initial is None else (initial[0] * extras.dropout).transpose(0, 1).contiguous()
-    return Dropout(extras.dropout.transpose(0, 1).contiguous(), sent_initial)
+    return Dropout(aligned(extras.dropout.transpose(0, 1).contiguous()))
+
+
+def _sent_initial(extras: Extras, initial: Sequence[torch.Tensor] | None) -> torch.Tensor | None:
+    """h_0 times the dropout factors, as a step of y; None where it goes through W_hh as it is."""
+    if extras.dropout is None or initial is None:
+        return None
+    return (initial[0] * extras.dropout).transpose(0, 1).contiguous()
 
 
 def _sent_reset(extras: Extras) -> torch.Tensor:
@@ -304,12 +295,13 @@ def _sent_reset(extras: Extras) -> torch.Tensor:
 
 
 def _given_or_zeros(gradients: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor, ...] | None:
-    """One contiguous tensor of this dtype each, or None where all are."""
+    """One contiguous and aligned tensor of this dtype each, or None where all are."""
     given = next((gradient for gradient in gradients if gradient is not None), None)
     if given is None:
         return None
     return tuple(
-        (torch.zeros_like(given) if gradient is None else gradient).to(dtype).contiguous() for gradient in gradients
+        aligned((torch.zeros_like(given) if gradient is None else gradient).to(dtype).contiguous())
+        for gradient in gradients
     )
 
 

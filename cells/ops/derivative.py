@@ -16,7 +16,7 @@ from ..eager.recurrence import unroll
 from .options import Options, dtype_named, told
 
 if TYPE_CHECKING:
-    from ...kernels.layer import Keep
+    from ...kernels.kept import Keep
 
 
 def differentiable_layer(

@@ -19,7 +19,8 @@ from .options import schema, told, told_wanted
 
 if TYPE_CHECKING:
     from ...kernels.config import Config
-    from ...kernels.layer import Keep, LayerWeights
+    from ...kernels.kept import Keep
+    from ...kernels.layer import LayerWeights
 
 
 def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
@@ -60,8 +61,7 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
 
 def fake_layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
     from ...kernels.cell_spec import find_cell
-    from ...kernels.describe import saved_tiles
-    from ...kernels.layer import keeps_values
+    from ...kernels.kept import keeps_values, saved_tiles
 
     options, keep, extras = told(arguments)
     problem = options.problem(x, weights, extras, "forward")

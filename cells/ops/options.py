@@ -74,6 +74,8 @@ _TYPES = {
     str: "str",
     int: "SymInt",
     bool: "bool",
+    float: "float",
+    Sequence[float]: "float[]",
     Tensor | None: "Tensor?",
     Sequence[Tensor] | None: "Tensor[]?",
 }
@@ -81,10 +83,11 @@ _TYPES = {
 
 def schema(tensors: str, own: str, last: str = "") -> str:
     """The schema of an op: its tensors, the options, its own argument, the extras, and what was added since."""
-    return f"({tensors}, {_declared(Options)}, {own}, {_declared(Extras)}{last}) -> Tensor[]"
+    return f"({tensors}, {declared(Options)}, {own}, {declared(Extras)}{last}) -> Tensor[]"
 
 
-def _declared(record: type[NamedTuple]) -> str:  # type: ignore[valid-type]
+def declared(record: type[NamedTuple]) -> str:  # type: ignore[valid-type]
+    """The fields of a record as arguments of a schema."""
     defaults = record._field_defaults
     return ", ".join(
         f"{_TYPES[kind]} {name}" + (f"={defaults[name]}" if name in defaults else "")

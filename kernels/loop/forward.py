@@ -107,7 +107,7 @@ def forward(
         # `first * 0` makes this one pointer for each row where the steps' are.
         source = channel + tile_start + now.first * 0
         if states.initial is not None:
-            h_0 = states.initial[0] if dropout.factors is None else dropout.initial
+            h_0 = states.initial[0] if states.sent is None else states.sent
             source = h_0 + tile_start + now.first * 0
 
         # Without disable_licm LLVM hoists the descriptors of every matrix instruction out of the loop, two

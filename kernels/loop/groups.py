@@ -36,6 +36,7 @@ class States(NamedTuple):
 
     initial: Any  # [B, D * H], laid out as a step of y; None for zeros
     final: Any  # [D, B, H]: written
+    sent: Any = None  # one pointer, as `initial`: h as it goes through W_hh; None: as it is
 
 
 class Outputs(NamedTuple):
@@ -63,7 +64,6 @@ class Resets(NamedTuple):
 
 class Dropout(NamedTuple):
     factors: Any = None  # [B, D * H]: of h on its way into W_hh; None: ones
-    initial: Any = None  # as h of `States.initial`, times the factors; None without h_0
 
 
 class Zones(NamedTuple):
