@@ -85,10 +85,10 @@ def _row_pointers(sent, NUMBERS_IN_WORD: tl.constexpr):
     """To the first word of every row, [ROWS, 1]."""
     word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
     if len(sent.base.shape) == 0:
-        rows = sent.base + sent.row_offsets[:, None]
+        first = sent.base + sent.row_offsets[:, None]
     else:
-        rows = (sent.base + sent.row_offsets)[:, None]
-    return rows.to(tl.pointer_type(word))
+        first = (sent.base + sent.row_offsets)[:, None]
+    return first.to(tl.pointer_type(word))
 
 
 @triton.jit
