@@ -183,7 +183,7 @@ def _launch(
         executor.run(kernel, grid, values)
         raise_if_stalled(device)
         return
-    options = backend_options(_arch(device))
+    options = backend_options(_arch(device)[0])
     with torch.cuda.device(device):
         kernel[(grid,)](
             **values,

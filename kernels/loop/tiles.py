@@ -56,8 +56,8 @@ def load_gates(ptrs, mask, COUNT: tl.constexpr, HIDDEN: tl.constexpr, DTYPE: tl.
 def load_packed_gates(ptrs, mask, COUNT: tl.constexpr, LOOP: tl.constexpr):
     """`load_gates`, but as they lie in memory, for `unpacked`: they are carried through a step.
 
-    Interleaved 16-bit numbers come as words of two units, half the loads. LSTM bf16 H=768 B=16, sm_90: 1,273 issue
-    cycles a step and not 1,305.
+    Interleaved 16-bit numbers come as words of two units, half the loads. LSTM bf16 H=768 B=16, sm_90: 1,199 issue
+    cycles a step and not 1,236.
     """
     if LOOP.INTERLEAVED and ptrs.dtype.element_ty.primitive_bitwidth == 16:
         ptrs, _ = tl.split(neighbours(ptrs.to(tl.int64), LOOP))
