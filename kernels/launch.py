@@ -32,6 +32,7 @@ from .describe import (
     team_size,
 )
 from .executor import Executor, substitute
+from .layouts import check_layouts
 from .loop.groups import ABSENT, Team
 from .problem import Problem
 from .resources import H100, TOO_LARGE, NotResidentError, from_device, resident_programs
@@ -87,17 +88,17 @@ class Launcher:
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"
         self.least = least_grid(problem, config)
-        platform = "hip" if torch.version.hip else "cuda"
+        arch = ("interpreter", 0) if substituted else from_device(device).arch
         # For AMD Triton compiles one thing more in that is not looked at here: whether a tensor has 2 GiB.
-        self.remembers = platform == "cuda"
-        constants = constexprs(problem, config, platform)
+        self.remembers = arch[0] == "cuda"
+        constants = constexprs(problem, config, arch)
         self.constants = tuple(constants.values())
         self.names = tuple(name for name in self.kernel.arg_names if name not in constants)
         self.place_of_team, self.place_of_walk = self.names.index("team"), self.names.index("walk_bits")
         self.options: dict[str, Any] = {
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
-            **backend_options(platform),
+            **backend_options(arch[0]),
         }
         if self.cooperative:
             self.options["launch_cooperative_grid"] = True
@@ -193,6 +194,7 @@ class Launcher:
                 team = Team(word if barrier else None, word, WAIT_LIMIT, word if splits else None)
             values = [team if name == "team" else groups[name] for name in self.names]
             compiled = self.kernel.warmup(*values, *self.constants, **self.options, grid=(1,))
+            check_layouts(compiled.asm["ttgir"])
             compiled._init_handles()
         except RuntimeError as error:
             if _capturing(self.device):

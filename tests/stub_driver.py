@@ -85,6 +85,7 @@ def trace(
             journal.launches.append(Launch(*what, groups))
 
         return _Compiled(
+            asm={"ttgir": ""},
             n_regs=registers(source),
             metadata=SimpleNamespace(num_warps=options["num_warps"], shared=0),
             function=None,

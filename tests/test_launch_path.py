@@ -37,6 +37,7 @@ from holdfast.kernels.describe import (
 from holdfast.kernels.extras import Extras
 from holdfast.kernels.kept import Keep
 from holdfast.kernels.layer import LayerWeights, backward_layer, forward_layer
+from holdfast.kernels.layouts import LayoutError
 from holdfast.kernels.loop.groups import Team
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import H100, MI300X, DeviceLimits, resident_programs
@@ -395,6 +396,18 @@ def test_another_alignment_is_another_kernel_to_check(monkeypatch):
     in_all = [resident_programs(H100, registers=number, num_warps=4, shared=0) for number in (64, 255)]
     assert [found.grid[0] for found in journal.launches] == [min(tiles, number // team) * team for number in in_all]
     assert journal.launches[0].grid > journal.launches[1].grid
+
+
+def test_a_kernel_with_a_wrong_layout_is_not_launched(monkeypatch):
+    def refuse(ttgir: str) -> None:
+        raise LayoutError(ttgir)
+
+    journal = stub_driver.trace(monkeypatch)
+    monkeypatch.setattr(launch, "check_layouts", refuse)
+    with pytest.raises(LayoutError):
+        Case().run()
+    assert journal.sources
+    assert not journal.launches
 
 
 @pytest.mark.parametrize("regime", COOPERATIVE)
