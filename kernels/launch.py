@@ -234,8 +234,8 @@ def _capturing(device: torch.device) -> bool:
 def _addresses(names: tuple[str, ...], groups: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
     """The groups of these names with the addresses in place of tensors, None for one that is not there; and what Triton
     compiles a kernel of its own for: what is None, types (their width: the rest follows from the problem), how far
-    addresses and strides are multiples; and the device. LSTM bf16 H=1024, sm_90: 180 registers where everything is divisible by 16,
-    255 where nothing is."""
+    addresses and strides are multiples; and the device. LSTM bf16 H=1024, sm_90: 180 registers where everything is
+    divisible by 16, 255 where nothing is."""
     arguments: list[Any] = []
     seen: list[Any] = []
     for name in names:

@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 import holdfast
 from holdfast.autotune import select
 from holdfast.bench.check.features import small_config
-from holdfast.kernels import executor, launch
+from holdfast.kernels import chunks, executor, launch
 from holdfast.kernels.cell_spec import find_cell
 from holdfast.kernels.config import Config
 from holdfast.kernels.describe import (
@@ -146,8 +146,9 @@ class Case:
 # What is launched, against what is compiled without a GPU.
 
 
-def described(case: Case, problem: Problem, limits: DeviceLimits) -> ASTSource:
-    kernel = describe(problem, case.config, limits, has_bias=case.bias, has_initial=case.initial, keep=case.keep)
+def described(case: Case, problem: Problem, limits: DeviceLimits, in_chunks: bool = False) -> ASTSource:
+    options: Any = {"has_bias": case.bias, "has_initial": case.initial, "keep": case.keep, "in_chunks": in_chunks}
+    kernel = describe(problem, case.config, limits, **options)
     return ASTSource(kernel.fn, kernel.signature, kernel.constexprs, kernel.attrs)
 
 
@@ -159,11 +160,14 @@ def differs_on_purpose(name: str) -> bool:
     return name in ("zones.row", "zones.unit", "gx.direction", "ga.direction")
 
 
-def assert_as_described(case: Case, journal: Journal, limits: DeviceLimits = H100) -> None:
+def assert_as_described(
+    case: Case, journal: Journal, limits: DeviceLimits = H100, launches_each: int = 1, in_chunks: bool = False
+) -> None:
     problems = list(case.phases())
-    assert len(journal.sources) == len(journal.launches) == len(problems), "one compilation for each kernel"
+    assert len(journal.sources) == len(problems), "one compilation for each kernel"
+    assert len(journal.launches) == launches_each * len(problems)
     for source, options, problem in zip(journal.sources, journal.options, problems, strict=True):
-        expected = described(case, problem, limits)
+        expected = described(case, problem, limits, in_chunks)
         assert source.fn is expected.fn
         found, right = arguments_of(source), arguments_of(expected)
         assert list(found) == list(right)
@@ -188,6 +192,22 @@ def test_what_is_launched_is_what_the_compile_gate_compiles(monkeypatch):
             case, journal = case_of(*choice), stub_driver.trace(patch)
             case.run()
             assert_as_described(case, journal)
+
+
+@pytest.mark.parametrize("features", [(), ("lengths",)], ids=["full", "lengths"])
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_call_in_chunks_has_kernels_of_its_own(cell, regime, features, monkeypatch):
+    """One for each phase, whatever its length: states pass between chunks in float32. A call in one piece before it
+    leaves none behind that would be taken for them."""
+    case = Case(cell, regime, features, steps=40, directions=2, keep="recompute", initial=False)
+    journal = stub_driver.trace(monkeypatch)
+    case.run()
+    assert_as_described(case, journal)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
+    journal.sources.clear(), journal.options.clear(), journal.launches.clear()
+    case.run()
+    assert_as_described(case, journal, launches_each=3 * 2, in_chunks=True)
 
 
 @pytest.mark.slow
