@@ -24,10 +24,12 @@ from .call.checks import (
 )
 from .call.decision import decide, explained, refusal
 from .call.records import Call, Layers, State, as_hx
+from .call.surroundings import in_onnx_export
 from .eager.run import follow
 from .gates import gates_as_asked
 from .ops.eager import run_as_op
 from .ops.kernel_path import run_kernels
+from .ops.onnx import run_onnx
 
 if TYPE_CHECKING:
     from ..kernels.layer import Keep
@@ -197,7 +199,7 @@ class RecurrentBase(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Any = None,
-        *,
+        *rest: Any,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
@@ -224,6 +226,8 @@ class RecurrentBase(nn.RNNBase):
         if isinstance(input, Proxy):
             given = {"lengths": lengths, "resets": resets, "reset_state": reset_state, "return_gates": return_gates}
             return self._as_one_node(input, hx, {k: v for k, v in given.items() if v is not None and v is not False})
+        if rest:
+            lengths, resets, reset_state, return_gates = _given_by_position(rest)
         call = self._checked(input, hx, lengths, resets, reset_state, return_gates)
         decision = decide(call)
         if decision.refused:
@@ -231,6 +235,8 @@ class RecurrentBase(nn.RNNBase):
         traces: list[dict[str, Tensor]] | None = [] if return_gates else None
         if decision.path == "kernels":
             output, states = run_kernels(call, decision, traces)
+        elif decision.path == "onnx":
+            output, states = run_onnx(call)
         elif decision.path == "op":
             output, states = run_as_op(call, decision, traces)
         else:
@@ -370,3 +376,14 @@ class RecurrentBase(nn.RNNBase):
             output = output.squeeze(self._batch_dim)
             hidden = self._map_state(lambda state: state.squeeze(1), hidden)
         return output, hidden
+
+
+def _given_by_position(rest: tuple[Any, ...]) -> tuple[Any, ...]:
+    """lengths, resets, reset_state and return_gates from torch.onnx.export(dynamo=False), which knows no keywords.
+
+    Raises TypeError for anybody else, in Python's words.
+    """
+    if len(rest) != 4 or not in_onnx_export():
+        given = 3 + len(rest)
+        raise TypeError(f"forward() takes from 2 to 3 positional arguments but {given} were given")
+    return rest

@@ -166,6 +166,7 @@ def fake_eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Te
     call, autocast = _call(x, weights, told, given), _autocast(told)
     output, dtype = told.proj_size or told.hidden_size, answer_dtype(call, autocast)
     steps = x.shape[0] if given.batch_sizes is None else given.batch_sizes.shape[0]
+    batch: Any
     if given.hx:
         batch = given.hx[0].shape[1]
     else:
