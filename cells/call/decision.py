@@ -20,7 +20,7 @@ from .records import Call, Decision, Loop
 from .surroundings import Facts, autocast_dtype, facts_of, in_onnx_export, in_reach_of_kernels, may_train
 
 if TYPE_CHECKING:
-    from ...kernels.layer import Keep
+    from ...kernels.kept import Keep
 
 SAVE_AT_MOST = 2**30
 """Bytes of gate values that a call may keep before `module.keep = None` means "recompute"."""
@@ -136,8 +136,7 @@ def _keep(call: Call, facts: Facts) -> Keep:
 def _kept_bytes(problem: Problem, call: Call, keep: Keep) -> int:
     """Bytes that all layers together keep for the backward pass, besides their inputs and outputs."""
     from ...kernels.cell_spec import find_cell
-    from ...kernels.describe import saved_tiles
-    from ...kernels.layer import keeps_values
+    from ...kernels.kept import keeps_values, saved_tiles
 
     spec = find_cell(problem.cell)
     each = 0 if keep == "nothing" else spec.states - 1

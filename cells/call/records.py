@@ -11,7 +11,7 @@ from ...kernels.plan import Reason
 from ...kernels.problem import Precision
 
 if TYPE_CHECKING:
-    from ...kernels.layer import Keep
+    from ...kernels.kept import Keep
 
 State = Tensor | tuple[Tensor, ...]
 

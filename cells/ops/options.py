@@ -52,8 +52,14 @@ class Options(NamedTuple):
 
 def told(arguments: Sequence[Any]) -> tuple[Options, Any, Extras]:
     """What stands behind an op's tensors: the options, its own argument (keep or needs_dx), the extras, if any."""
-    own = len(Options._fields)
-    return Options(*arguments[:own]), arguments[own], Extras(*arguments[own + 1 :])
+    own, end = len(Options._fields), len(Options._fields) + 1 + len(Extras._fields)
+    return Options(*arguments[:own]), arguments[own], Extras(*arguments[own + 1 : end])
+
+
+def told_wanted(arguments: Sequence[Any]) -> int:
+    """What stands last behind `layer_backward`'s tensors: which gradients are wanted, all where it is left out."""
+    last = len(Options._fields) + 1 + len(Extras._fields)
+    return arguments[last] if len(arguments) > last else -1
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -75,9 +81,9 @@ _TYPES = {
 }
 
 
-def schema(tensors: str, own: str) -> str:
-    """The schema of an op: its tensors, the options, its own argument, the extras."""
-    return f"({tensors}, {declared(Options)}, {own}, {declared(Extras)}) -> Tensor[]"
+def schema(tensors: str, own: str, last: str = "") -> str:
+    """The schema of an op: its tensors, the options, its own argument, the extras, and what was added since."""
+    return f"({tensors}, {declared(Options)}, {own}, {declared(Extras)}{last}) -> Tensor[]"
 
 
 def declared(record: type[NamedTuple]) -> str:  # type: ignore[valid-type]
