@@ -213,8 +213,9 @@ class RecurrentBase(nn.RNNBase, Interop):
                       there. For unbatched input a tensor [1] or a single number. Out of range they are refused,
                       except in a tensor on a GPU, where that would wait for the GPU, or in a traced graph: there they
                       are clamped.
-        resets:       [T, B] bool, [B, T] if batch_first, [T] for unbatched input: before the marked steps the state of
-                      the row is set to reset_state, and no gradient flows across. In the reverse direction it is set
+        resets:       [T, B], [B, T] if batch_first, [T] for unbatched input, of any real dtype, also with a last axis
+                      of 1: before the steps where it is not zero the state of the row is set to reset_state, and no
+                      gradient flows across. In the reverse direction it is set
                       when the walk comes from a marked step to the one before it. So the result is that of calling the
                       module on each segment between two resets; hx is only what a row starts with, in the reverse
                       direction from its end. Past a row's end they mean nothing.
