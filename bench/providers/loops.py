@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.case import Phase
-from ..method.numbers import Numbers
+from ..method.numbers import TORCH, Numbers
 from ..method.plain_layer import PlainLayer
 from .provider import Calls, Prepared, Unavailable, module_calls
 
@@ -55,6 +55,35 @@ class StepLoop:
 
         leaves = {f"{name}_l0": parameter for name, parameter in cell.named_parameters()}
         return Calls(numbers, forward, leaves, case.dtype).prepared(phase, algorithm=f"{type(cell).__name__} a step")
+
+
+class ModuleLoop:
+    """torch.nn's module, called for every step with a masked state: sb3-contrib's loop over episodes."""
+
+    name = "nn module a step"
+    is_peer = True
+
+    def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
+        _one_layer(numbers)
+        case = numbers.case
+        if case.cell not in TORCH or case.sequences == "ragged":
+            raise Unavailable(f"the loop is written for torch.nn's cells and full rows, not {case}")
+        module: Any = numbers.module(TORCH[case.cell], case.dtype)
+        keep = _kept(numbers.resets, case.dtype)
+
+        def forward(x: Tensor) -> Tensor:
+            zeros = x.new_zeros(1, case.batch_size, case.hidden_size)
+            state: Any = (zeros, zeros) if case.cell == "lstm" else zeros
+            ys = []
+            for t, step in enumerate(x.unbind(0)):
+                if keep is not None:
+                    state = tuple(s * keep[t] for s in state) if case.cell == "lstm" else state * keep[t]
+                y, state = module(step.unsqueeze(0), state)
+                ys.append(y)
+            return torch.cat(ys)
+
+        leaves = dict(module.named_parameters())
+        return Calls(numbers, forward, leaves, case.dtype).prepared(phase, algorithm=f"{type(module).__name__} a step")
 
 
 class PlainLoop:

@@ -40,10 +40,11 @@ SUITES = {
         Suite("features", "Ragged, packed, resets, bidirectional, layers, each beside the plain layer."),
         Suite("memory", "Bytes held between forward and backward."),
         Suite("latency", "Single steps, streams, and what a call costs on the host."),
+        Suite("episodes", "Resets on the CPU beside a loop over steps, as recurrent PPO has them.", on_cpu=True),
         Suite("host", "The eager path beside torch.nn on the CPU.", on_cpu=True),
     )
 }
 
-ON_A_GPU = ("smoke", "floors", "home", "flashrnn", "features", "memory", "latency", "host", "grid")
-ON_A_CPU = ("smoke", "host", "features", "latency", "memory")
+ON_A_GPU = ("smoke", "floors", "home", "flashrnn", "features", "memory", "latency", "episodes", "host", "grid")
+ON_A_CPU = ("smoke", "host", "episodes", "features", "latency", "memory")
 """What `holdfast bench auto` runs, in order of worth."""

@@ -136,17 +136,17 @@ def _one_layer(
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
     """One layer in one direction: y [T, B, H], any numbers past a row's end, and the final states [1, B, H]."""
     layers, (T, B, width) = call.layers, x.shape
-    closing = layers.cell in DRIVES
+    closing, bias = layers.cell in DRIVES, layers.bias
     rows = x.flatten(0, 1)
     rows = rows if walk.source is None else rows.index_select(0, walk.source)
     laid = rows.new_zeros(walk.steps * B, width).index_copy(0, walk.place, rows).unflatten(0, (walk.steps, B))
     if closing:
-        weights = _with_columns(layers, weights, decision.autocast or x.dtype)
+        weights, bias = _with_columns(layers, weights, decision.autocast or x.dtype)
         flags = walk.flags.to(x.dtype)
         counts = (1 - flags[..., :1]).expand(-1, -1, weights[0].shape[1] - width - flags.shape[-1])
         laid = torch.cat((laid, flags, counts), -1)
     training = layers.training or cudnn_backward_wants_training_mode(call, decision)
-    y, *after = FUSED_OPS[layers.cell](laid, as_hx(states), weights, layers.bias, 1, 0.0, training, False, False)
+    y, *after = FUSED_OPS[layers.cell](laid, as_hx(states), weights, bias, 1, 0.0, training, False, False)
     y = y.flatten(0, 1)
     if closing and y.detach().index_select(0, walk.idle).any():
         return None
@@ -156,22 +156,27 @@ def _one_layer(
     return y.index_select(0, walk.back).unflatten(0, (T, B)), (h, *after[1:])
 
 
-def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The weights of a layer whose input has further columns: `DRIVES`' flags and, for a GRU, steps that count.
+def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], bool]:
+    """The weights of a layer whose input has further columns, and whether biases are among them.
 
-    A GRU's b_in must not reach a null step: it comes in through a column of its own. As three numbers of 8 bits each,
-    whose sum is exact, because a product on a GPU may round to TF32.
+    The columns are `DRIVES`' flags and, with biases, steps that count. Through the latter comes a GRU's b_in, which
+    must not reach a null step, and of other cells all of the bias: oneDNN sums its gradient up row by row, and was 3e-6
+    of it away at 8,000 rows where a product is 3e-7. On a GPU it is three numbers of 8 bits each, whose sum is exact,
+    because a product there may round to TF32.
     """
     w_ih, w_hh, *others = weights
     drives = DRIVES[layers.cell]
     H = w_ih.shape[0] // len(drives)
     large = torch.finfo(dtype).max / 4
     columns = [torch.tensor(drives, dtype=w_ih.dtype, device=w_ih.device).mul_(large).repeat_interleave(H, 0)]
-    if layers.cell == "gru" and layers.bias:
+    if layers.bias and layers.cell == "gru":
         b_rz, b_n = others[0].split((2 * H, H))
         others[0] = torch.cat((b_rz, torch.zeros_like(b_n)))
         columns += [F.pad(part.unsqueeze(1), (0, 0, 2 * H, 0)) for part in _parts(b_n)]
-    return [torch.cat((w_ih, *columns), 1), w_hh, *others]
+    elif layers.bias:
+        b_ih, b_hh, *others = others
+        columns += [part.unsqueeze(1) for part in _parts(b_ih + b_hh)]
+    return [torch.cat((w_ih, *columns), 1), w_hh, *others], layers.bias and layers.cell == "gru"
 
 
 def _parts(t: Tensor) -> list[Tensor]:
