@@ -115,9 +115,7 @@ def test_thop_counts_as_for_torch():
     x = torch.randn(5, 2, 8)
     expected, _ = thop.profile(nn.LSTM(8, 16), (x,), verbose=False)
     hooks = pytest.importorskip("thop.rnn_hooks")
-    counted, _ = thop.profile(
-        holdfast.LSTM(8, 16), (x,), verbose=False, custom_ops={holdfast.LSTM: hooks.count_lstm}
-    )
+    counted, _ = thop.profile(holdfast.LSTM(8, 16), (x,), verbose=False, custom_ops={holdfast.LSTM: hooks.count_lstm})
     assert counted == expected > 0
 
 
