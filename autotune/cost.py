@@ -16,8 +16,8 @@ import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import dot_precision, least_grid, split_k
-from ..kernels.layer import Keep
+from ..kernels.describe import directions_at_once, dot_precision, split_k, team_size
+from ..kernels.kept import Keep
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
 from .constraints import alone_backwards, columns, gathered_rows, matrix_bytes, weight_bytes, weight_rows
@@ -72,7 +72,8 @@ def estimate(
     rows, k = weight_rows(problem, config), columns(problem, config)
     cooperative = config.regime == "cooperative"
     tiles = math.ceil(problem.batch_size / config.BLOCK_B)
-    programs = least_grid(problem, config) if cooperative else problem.directions
+    at_once = directions_at_once(problem, config, limits.num_sms)
+    programs = at_once * team_size(problem, config)
 
     products = 3 if dot_precision(problem, limits.arch[0]) == "tf32x3" else 1
     rate = c.matrix_flops_per_clock.value * clock
@@ -100,7 +101,7 @@ def estimate(
         exchange=exchange,
         gather=gather,
         stream=streamed / c.dram_bytes_per_us.value,
-        passes=math.ceil(tiles / max(1, limits.num_sms // programs)),
+        passes=problem.directions // at_once * math.ceil(tiles / max(1, limits.num_sms // programs)),
         once=c.launch_us.value + matrix_bytes(problem, limits) / c.dram_bytes_per_us.value,
     )
 

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..kernels.resources import A100, B200, H100, MI300X
+from .sass import Step, count, decode, step_of, time_loop
 
 REFERENCE_DEVICE = {limits.target: limits for limits in (A100, H100, B200, MI300X)}
 """The GPU that an architecture's configs are chosen for where none is present."""
@@ -51,8 +52,7 @@ class CompiledReport:
     spill_bytes:          local memory per thread in bytes: the stack (CUDA) or scratch (AMD). 0 means nothing spills.
     spills_in_loop:       local loads and stores in the time loop's code, counted where they stand. A value put aside
                           before the loop costs a step nothing: spill_bytes may be above 0 where this is 0.
-    poll_round_trips:     how often a poll of the team's memory waits for it: 1 where all its loads are on their way
-                          before the first is used. ptxas decides that, and no source shows it. 0: no poll, or AMD.
+    step:                 what one step of the time loop takes, see `sass.Step`; None on AMD.
     shared_bytes:         shared memory (AMD: LDS) of one program, in bytes.
     matrix_instructions:  matrix-unit instructions in the code, counted where they stand, not as often as they run.
     matrix_family:        their names: "HMMA" (Ampere), "HGMMA" (Hopper's wgmma), "UTCHMMA" (tcgen05), "MFMA" (AMD).
@@ -66,7 +66,7 @@ class CompiledReport:
     registers: int
     spill_bytes: int
     spills_in_loop: int
-    poll_round_trips: int
+    step: Step | None
     shared_bytes: int
     matrix_instructions: int
     matrix_family: str
@@ -111,7 +111,7 @@ def compile_offline(
         registers=code.registers,
         spill_bytes=code.spill_bytes,
         spills_in_loop=code.spills_in_loop,
-        poll_round_trips=code.poll_round_trips,
+        step=code.step,
         shared_bytes=compiled.metadata.shared,
         matrix_instructions=code.matrix_instructions.total(),
         matrix_family="+".join(sorted(code.matrix_instructions)),
@@ -144,31 +144,10 @@ class MachineCode(NamedTuple):
     registers: int
     spill_bytes: int
     spills_in_loop: int
-    poll_round_trips: int
+    step: Step | None
     matrix_instructions: Counter[str]
     """By family."""
     barriers: int
-
-
-class _Dialect(NamedTuple):
-    matrix: re.Pattern[str]
-    label: re.Pattern[str]
-    jump: re.Pattern[str]
-    local_access: re.Pattern[str]
-
-
-_SASS = _Dialect(
-    matrix=re.compile(r"(?<![\w.])(\w+MMA)[.\s]"),  # not HFMA2.MMA, which is no matrix instruction
-    label=re.compile(r"^\s*\.(L_x_\d+):"),
-    jump=re.compile(r"\bBRA\b.*`\(\.(L_x_\d+)\)"),
-    local_access=re.compile(r"\b(?:STL|LDL)\b"),
-)
-_AMDGCN = _Dialect(
-    matrix=re.compile(r"\bv_s?mfmac?_"),
-    label=re.compile(r"^\.?(LBB\w+):"),
-    jump=re.compile(r"\bs_c?branch\w*\s+\.?(LBB\w+)"),
-    local_access=re.compile(r"\bscratch_"),
-)
 
 
 def read_cubin(cubin: bytes) -> MachineCode:
@@ -176,17 +155,16 @@ def read_cubin(cubin: bytes) -> MachineCode:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", path)
-        code = _tool(knobs.nvidia.nvdisasm.path, "-c", path)
+        code = decode(_tool(knobs.nvidia.nvdisasm.path, "-c", "-hex", path))
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    lines = code.splitlines()
-    return MachineCode(
-        registers,
-        stack,
-        _local_accesses_in_time_loop(lines, _SASS),
-        max((round_trips(loop) for loop in innermost_loops(lines, _SASS)), default=0),
-        Counter(_SASS.matrix.findall(code)),
-        len(re.findall(r"\bBAR\.(?:SYNC|RED)\b", code)),
-    )
+    families = Counter(i.name.split(".")[0] for i in code.instructions if i.is_matrix)
+    in_loop = sum(code.instructions[at].is_local for at in time_loop(code) or ())
+    return MachineCode(registers, stack, in_loop, step_of(code), families, count(code.instructions).barriers)
+
+
+_AMD_MATRIX = re.compile(r"\bv_s?mfmac?_")
+_AMD_LABEL = re.compile(r"^\.?(LBB\w+):")
+_AMD_JUMP = re.compile(r"\bs_c?branch\w*\s+\.?(LBB\w+)")
 
 
 def read_amdgcn(code: str) -> MachineCode:
@@ -196,57 +174,21 @@ def read_amdgcn(code: str) -> MachineCode:
         return int(re.search(rf"\.{name}:\s+(\d+)", code).group(1))  # type: ignore[union-attr]
 
     spill = max(metadata("private_segment_fixed_size"), 4 * metadata("vgpr_spill_count"))
-    in_loop = _local_accesses_in_time_loop(code.splitlines(), _AMDGCN)
-    families = Counter("MFMA" for _ in _AMDGCN.matrix.finditer(code))
-    return MachineCode(metadata("vgpr_count"), spill, in_loop, 0, families, len(re.findall(r"\bs_barrier\b", code)))
+    with_matrix = [loop for loop in _amd_loops(code.splitlines()) if any(map(_AMD_MATRIX.search, loop))]
+    in_loop = sum("scratch_" in line for line in min(with_matrix, key=len, default=[]))
+    families = Counter("MFMA" for _ in _AMD_MATRIX.finditer(code))
+    return MachineCode(metadata("vgpr_count"), spill, in_loop, None, families, len(re.findall(r"\bs_barrier\b", code)))
 
 
-def _tool(path: str, flag: str, file: Path) -> str:
-    return subprocess.run([path, flag, str(file)], check=True, capture_output=True, text=True).stdout
-
-
-def _local_accesses_in_time_loop(lines: Sequence[str], dialect: _Dialect) -> int:
-    """In the shortest loop with a matrix instruction; 0 where nothing loops."""
-    with_matrix = [loop for loop in loops(lines, dialect) if any(map(dialect.matrix.search, loop))]
-    return sum(bool(dialect.local_access.search(line)) for line in min(with_matrix, key=len, default=[]))
-
-
-def loops(lines: Sequence[str], dialect: _Dialect = _SASS) -> Iterator[Sequence[str]]:
+def _amd_loops(lines: Sequence[str]) -> Iterator[Sequence[str]]:
     """The stretches of code from a label to a jump back to it."""
-    labels = {found[1]: number for number, line in enumerate(lines) if (found := dialect.label.search(line))}
+    labels = {found[1]: number for number, line in enumerate(lines) if (found := _AMD_LABEL.search(line))}
     for end, line in enumerate(lines):
-        found = dialect.jump.search(line)
+        found = _AMD_JUMP.search(line)
         start = labels.get(found[1]) if found else None
         if start is not None and start < end:
             yield lines[start : end + 1]
 
 
-def innermost_loops(lines: Sequence[str], dialect: _Dialect = _SASS) -> list[Sequence[str]]:
-    """The loops that have no other inside."""
-    return [loop for loop in loops(lines, dialect) if sum(1 for _ in loops(loop, dialect)) == 1]
-
-
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z0-9_.]+)\s+(?P<operands>[^;]*);")
-_REGISTER = re.compile(r"\bR(\d+)\b")
-
-
-def round_trips(lines: Sequence[str]) -> int:
-    """How often SASS waits for volatile loads: it uses what one has brought, and only then goes on with another."""
-    waiting: set[int] = set()
-    trips, begins = 0, True
-    for line in lines:
-        found = _INSTRUCTION.search(line)
-        if found is None:
-            continue
-        name, operands = found["name"], found["operands"].split(",")
-        if name.startswith("LDG") and "STRONG" in name:
-            trips, begins = trips + begins, False
-            first = _REGISTER.search(operands[0])
-            width = 4 if ".128" in name else 2 if ".64" in name else 1
-            waiting.update(int(first[1]) + word for word in range(width) if first)
-        else:
-            sources = operands if name.startswith("ST") else operands[1:]
-            used = waiting & {int(register) for source in sources for register in _REGISTER.findall(source)}
-            waiting -= used
-            begins = begins or bool(used)
-    return trips
+def _tool(path: str, *arguments: object) -> str:
+    return subprocess.run([path, *map(str, arguments)], check=True, capture_output=True, text=True).stdout

@@ -24,15 +24,14 @@ from .call.checks import (
 )
 from .call.decision import decide, explained, refusal
 from .call.records import Call, Layers, State, as_hx
-from .eager.fused import run_fused
-from .eager.recurrence import run_recurrence
-from .eager.segments import run_segments
+from .eager.run import follow
 from .gates import gates_as_asked
 from .interop import Interop
+from .ops.eager import run_as_op
 from .ops.kernel_path import run_kernels
 
 if TYPE_CHECKING:
-    from ..kernels.layer import Keep
+    from ..kernels.kept import Keep
 
 
 class RecurrentBase(nn.RNNBase, Interop):
@@ -233,12 +232,10 @@ class RecurrentBase(nn.RNNBase, Interop):
         traces: list[dict[str, Tensor]] | None = [] if return_gates else None
         if decision.path == "kernels":
             output, states = run_kernels(call, decision, traces)
-        elif decision.path == "recurrence":
-            output, states = run_recurrence(call, decision, traces)
-        elif decision.path == "segments":
-            output, states = run_segments(call, decision)
+        elif decision.path == "op":
+            output, states = run_as_op(call, decision, traces)
         else:
-            output, states = run_fused(call, decision)
+            output, states = follow(call, decision, traces)
         results = self._as_asked(call, output, states)
         return results if traces is None else (*results, gates_as_asked(call, traces))
 

@@ -32,7 +32,7 @@ SMALL = Problem("gru", torch.bfloat16, 20, 3)
 
 
 def report(registers=128, shared=60_000, spill=0) -> CompiledReport:
-    return CompiledReport("sm_90", registers, spill, spill, 1, shared, 48, "HGMMA", 4, 0.0, "", ())
+    return CompiledReport("sm_90", registers, spill, spill, None, shared, 48, "HGMMA", 4, 0.0, "", ())
 
 
 @dataclass

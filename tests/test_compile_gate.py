@@ -44,7 +44,7 @@ def spills_hardly_in_the_time_loop(kernels: pd.DataFrame) -> pd.Series:
 
 def polls_in_one_round_trip(kernels: pd.DataFrame) -> pd.Series:
     """Tested number by number, a poll of LSTM H=768 went to L2 nine times in a row."""
-    return kernels["poll_round_trips"] <= 1
+    return kernels["poll_round_trips"].fillna(0) <= 1
 
 
 def fits_in_shared_memory(kernels: pd.DataFrame) -> pd.Series:

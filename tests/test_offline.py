@@ -232,6 +232,13 @@ def test_report_of_a_small_kernel(target, family):
     assert report.spill_bytes == 0
     assert 2 * H * B <= report.shared_bytes <= 64 * 1024
     assert report.barriers > 0
+    assert (report.step is None) == (target == "gfx942")
+    if report.step is not None:
+        assert report.step.counts.issue_cycles == sum(report.step.parts) > report.step.counts.instructions
+        assert 0 < report.step.counts.barriers <= report.barriers
+        assert report.step.polls == ()
+        assert (report.step.poll_round_trips, report.step.gathered_words) == (0, 0)
+        assert report.step.drained_groups == (target != "sm_80")
     assert "tt.func" not in repr(report)
 
 

@@ -14,8 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...autotune.candidates import choose
 from ...autotune.compile_many import Outcome, Request, compile_many, programs
+from ...autotune.identity import keeps
 from ...autotune.offline import REFERENCE_DEVICE, TARGETS
-from ...kernels.cell_spec import CELLS, find_cell
+from ...autotune.sass import Parts, Step
+from ...kernels.cell_spec import CELLS
 from ...kernels.plan import Reason
 from ...kernels.problem import Phase, Precision, Problem
 from .tables import to_markdown
@@ -107,15 +109,23 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
     targets:   architecture names of `autotune.offline.TARGETS`; each stands for its reference device.
     progress:  show a bar on standard error.
 
-    A problem has two rows on a target where its cell's gate values may be saved between the loops: with and without.
+    A problem has a row on a target for each way to keep values between the loops (`kernels.kept.Keep`) that makes a
+    difference to its kernel.
 
-    Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), saves (gate values), target,
+    Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), keep, target,
     features, regime, config, registers (32-bit, per thread), spill_bytes (per thread), spills_in_loop (local accesses
-    in the time loop's code), poll_round_trips (see `CompiledReport`), shared_bytes (per program), shared_limit
-    (bytes that the device gives one program), matrix_family, matrix_instructions, barriers (both counted in the code,
-    not as run), weight_loads_in_loop, grid (programs of the launch), resident_programs (that the device holds at
-    once), compile_seconds (near 0 where Triton's disk cache had the kernel) and note: why no kernel is used, or why it
-    did not compile. What does not apply to a row is missing there (pd.NA).
+    in the time loop's code), shared_bytes (per program), shared_limit (bytes that the device gives one program),
+    matrix_family, matrix_instructions, barriers (both counted in the code, not as run), weight_loads_in_loop, grid
+    (programs of the launch), resident_programs (that the device holds at once), compile_seconds (near 0 where Triton's
+    disk cache had the kernel) and note: why no kernel is used, or why it did not compile.
+
+    Of a step (see `autotune.sass.Step`; NVIDIA only, where every wait ends with its first poll): step_instructions,
+    issue_cycles of a warp and what they are by part (issue_head, issue_poll, issue_operands, issue_product,
+    issue_gates), step_barriers, drained_groups of products, gathered_bytes that a program reads of its team's memory.
+    Of each further poll, the most of any wait: poll_issue_cycles, poll_barriers; poll_round_trips, and
+    shared_scoreboards: see there.
+
+    What does not apply to a row is missing there (pd.NA).
 
     Raises ValueError for an unknown target.
     """
@@ -123,25 +133,25 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
         if target not in TARGETS:
             raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     choices = [
-        (problem, target, saves, choose(problem, REFERENCE_DEVICE[target]))
+        (problem, target, keep, choose(problem, REFERENCE_DEVICE[target]))
         for problem in problems
         for target in targets
-        for saves in ((False, True) if find_cell(problem.cell).saved else (False,))
+        for keep in keeps(problem)
     ]
     requests = {
-        (problem, target, saves): Request(problem, choice, target, saves)
-        for problem, target, saves, choice in choices
+        (problem, target, keep): Request(problem, choice, target, keep)
+        for problem, target, keep, choice in choices
         if not isinstance(choice, Reason)
     }
     with compiling_bar(progress) as advance:
         outcomes = compile_many(requests.values(), advance)
     rows = []
-    for problem, target, saves, choice in choices:
-        row: dict[str, object] = _problem_columns(problem) | {"saves": saves, "target": target}
+    for problem, target, keep, choice in choices:
+        row: dict[str, object] = _problem_columns(problem) | {"keep": keep, "target": target}
         if isinstance(choice, Reason):
             row |= {"regime": "eager", "note": str(choice)}
         else:
-            request = requests[problem, target, saves]
+            request = requests[problem, target, keep]
             row |= {"regime": choice.regime, "config": str(choice)} | _outcome_columns(request, outcomes[request])
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -155,7 +165,7 @@ COLUMNS = {
     "hidden_size": "Int64",
     "batch": "Int64",
     "directions": "Int64",
-    "saves": "boolean",
+    "keep": "string",
     "target": "string",
     "features": "string",
     "regime": "string",
@@ -163,13 +173,22 @@ COLUMNS = {
     "registers": "Int64",
     "spill_bytes": "Int64",
     "spills_in_loop": "Int64",
-    "poll_round_trips": "Int64",
     "shared_bytes": "Int64",
     "shared_limit": "Int64",
     "matrix_family": "string",
     "matrix_instructions": "Int64",
     "barriers": "Int64",
     "weight_loads_in_loop": "Int64",
+    "step_instructions": "Int64",
+    "issue_cycles": "Int64",
+    **{f"issue_{part}": "Int64" for part in Parts._fields},
+    "step_barriers": "Int64",
+    "drained_groups": "Int64",
+    "gathered_bytes": "Int64",
+    "poll_issue_cycles": "Int64",
+    "poll_barriers": "Int64",
+    "poll_round_trips": "Int64",
+    "shared_scoreboards": "Int64",
     "grid": "Int64",
     "resident_programs": "Int64",
     "compile_seconds": "Float64",
@@ -217,16 +236,31 @@ def _outcome_columns(request: Request, outcome: Outcome) -> dict[str, object]:
         "registers": report.registers,
         "spill_bytes": report.spill_bytes,
         "spills_in_loop": report.spills_in_loop,
-        "poll_round_trips": report.poll_round_trips,
         "shared_bytes": report.shared_bytes,
         "shared_limit": REFERENCE_DEVICE[request.target].shared_per_block,
         "matrix_family": report.matrix_family,
         "matrix_instructions": report.matrix_instructions,
         "barriers": report.barriers,
         "weight_loads_in_loop": outcome.weight_loads_in_loop,
+        **({} if report.step is None else _step_columns(report.step, request.config.num_warps)),
         "grid": programs(request),
         "resident_programs": outcome.resident_programs,
         "compile_seconds": round(report.seconds, 2),
+    }
+
+
+def _step_columns(step: Step, num_warps: int) -> dict[str, object]:
+    return {
+        "step_instructions": step.counts.instructions,
+        "issue_cycles": step.counts.issue_cycles,
+        **{f"issue_{part}": cycles for part, cycles in step.parts._asdict().items()},
+        "step_barriers": step.counts.barriers,
+        "drained_groups": step.drained_groups,
+        "gathered_bytes": 4 * step.gathered_words * 32 * num_warps,
+        "poll_issue_cycles": max((poll.issue_cycles for poll in step.polls), default=0),
+        "poll_barriers": max((poll.barriers for poll in step.polls), default=0),
+        "poll_round_trips": step.poll_round_trips,
+        "shared_scoreboards": step.shared_scoreboards,
     }
 
 
