@@ -23,7 +23,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
+def _quiet_and_elsewhere(monkeypatch, tmp_path):
+    """Lightning leaves its logs in the folder where it runs."""
+    monkeypatch.chdir(tmp_path)
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
