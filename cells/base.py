@@ -24,11 +24,13 @@ from .call.checks import (
 )
 from .call.decision import decide, explained, refusal
 from .call.records import Call, Layers, State, as_hx
+from .call.surroundings import in_onnx_export
 from .eager.run import follow
 from .gates import gates_as_asked
 from .interop import Interop
 from .ops.eager import run_as_op
 from .ops.kernel_path import run_kernels
+from .ops.onnx import run_onnx
 
 if TYPE_CHECKING:
     from ..kernels.kept import Keep
@@ -198,7 +200,7 @@ class RecurrentBase(nn.RNNBase, Interop):
         self,
         input: Tensor | PackedSequence,
         hx: Any = None,
-        *,
+        *rest: Any,
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
@@ -211,8 +213,9 @@ class RecurrentBase(nn.RNNBase, Interop):
                       there. For unbatched input a tensor [1] or a single number. Out of range they are refused,
                       except in a tensor on a GPU, where that would wait for the GPU, or in a traced graph: there they
                       are clamped.
-        resets:       [T, B] bool, [B, T] if batch_first, [T] for unbatched input: before the marked steps the state of
-                      the row is set to reset_state, and no gradient flows across. In the reverse direction it is set
+        resets:       [T, B], [B, T] if batch_first, [T] for unbatched input, of any real dtype, also with a last axis
+                      of 1: before the steps where it is not zero the state of the row is set to reset_state, and no
+                      gradient flows across. In the reverse direction it is set
                       when the walk comes from a marked step to the one before it. So the result is that of calling the
                       module on each segment between two resets; hx is only what a row starts with, in the reverse
                       direction from its end. Past a row's end they mean nothing.
@@ -225,6 +228,8 @@ class RecurrentBase(nn.RNNBase, Interop):
         if isinstance(input, Proxy):
             given = {"lengths": lengths, "resets": resets, "reset_state": reset_state, "return_gates": return_gates}
             return self._as_one_node(input, hx, {k: v for k, v in given.items() if v is not None and v is not False})
+        if rest:
+            lengths, resets, reset_state, return_gates = _given_by_position(rest)
         call = self._checked(input, hx, lengths, resets, reset_state, return_gates)
         decision = decide(call)
         if decision.refused:
@@ -232,6 +237,8 @@ class RecurrentBase(nn.RNNBase, Interop):
         traces: list[dict[str, Tensor]] | None = [] if return_gates else None
         if decision.path == "kernels":
             output, states = run_kernels(call, decision, traces)
+        elif decision.path == "onnx":
+            output, states = run_onnx(call)
         elif decision.path == "op":
             output, states = run_as_op(call, decision, traces)
         else:
@@ -366,3 +373,14 @@ class RecurrentBase(nn.RNNBase, Interop):
             output = output.squeeze(self._batch_dim)
             hidden = self._map_state(lambda state: state.squeeze(1), hidden)
         return output, hidden
+
+
+def _given_by_position(rest: tuple[Any, ...]) -> tuple[Any, ...]:
+    """lengths, resets, reset_state and return_gates from torch.onnx.export(dynamo=False), which knows no keywords.
+
+    Raises TypeError for anybody else, in Python's words.
+    """
+    if len(rest) != 4 or not in_onnx_export():
+        given = 3 + len(rest)
+        raise TypeError(f"forward() takes from 2 to 3 positional arguments but {given} were given")
+    return rest

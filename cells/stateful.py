@@ -108,7 +108,7 @@ class Stateful(nn.Module):
     def forward(self, input: Tensor, resets: Tensor | None = None, *, lengths: Lengths | None = None) -> Tensor:
         """The output of the next chunk: [T, B, I] -> [T, B, H], [B, T, I] if batch_first, or [T, I] -> [T, H].
 
-        resets:   [T, B] bool, as x without its features: the state returns to the initial one before these steps.
+        resets:   [T, B], as x without its features, nonzero: the state returns to the initial one before these steps.
         lengths:  [B], how many steps of the chunk each row has; the others leave the row's state alone.
 
         Raises ValueError for a PackedSequence or another batch size than before; else as the module.

@@ -194,3 +194,70 @@ def test_an_overflow_is_seen_without_a_gradient():
         expected = nn.LSTM.forward(holdfast.to_torch(m), x[2:, :1])[0]
     torch.testing.assert_close(y[2:, :1], expected)
     assert c[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("form", [torch.float32, torch.int64, torch.uint8])
+def test_resets_as_other_packages_keep_them(batch_first, form):
+    """Float (sb3's episode_starts), integers, and with a last axis of one (torchrl's is_init)."""
+    m = holdfast.GRU(INPUT, H, batch_first=batch_first)
+    x, resets = torch.randn(T, B, INPUT), torch.rand(T, B) < 0.4
+    if batch_first:
+        x, resets = x.transpose(0, 1), resets.t()
+    expected = flat(m(x, resets=resets))
+    for given in (resets.to(form), resets.unsqueeze(-1), resets.to(form).unsqueeze(-1)):
+        assert all(torch.equal(p, q) for p, q in zip(flat(m(x, resets=given)), expected, strict=True))
+    one = flat(m(x[0], resets=resets[0] if batch_first else resets[: x.shape[1], 0]))
+    again = flat(m(x[0], resets=(resets[0] if batch_first else resets[: x.shape[1], 0]).to(form).unsqueeze(-1)))
+    assert all(torch.equal(p, q) for p, q in zip(one, again, strict=True))
+
+
+def test_a_length_of_unbatched_input_is_a_number():
+    m = holdfast.GRU(INPUT, H)
+    x = torch.randn(T, INPUT)
+    for given in (3, torch.tensor(3), [3]):
+        assert torch.equal(m(x, lengths=given)[1], m(x[:3])[1])
+    with pytest.raises(ValueError, match="lengths should be an integer tensor or a list of ints, got int"):
+        m(torch.randn(T, B, INPUT), lengths=3)
+    with pytest.raises(ValueError, match=r"lengths should lie in \[0, 9\]"):
+        m(x, lengths=T + 1)
+
+
+@pytest.mark.parametrize("states", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_gives_one_dtype_whatever_the_arguments(kind, states, monkeypatch):
+    m = module(kind)
+    x, lengths, resets = torch.randn(T, B, INPUT), [T, 3, 0, 2, 9], torch.rand(T, B) < 0.3
+    hx = None if states is None else state(m)
+    if hx is not None:
+        hx = tuple(t.to(states) for t in hx) if isinstance(hx, tuple) else hx.to(states)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = [t.dtype for t in flat(m(x, hx))]
+        for limit in (0.0, float("inf")):
+            always(monkeypatch, limit)
+            for given in ({"lengths": lengths}, {"resets": resets}, {"return_gates": True}):
+                assert [t.dtype for t in flat(m(x, hx, **given)[:2])] == expected
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_packed_batch_trains_as_one_with_lengths(kind, enforce_sorted):
+    """Not on torch's packed op, whose backward pass is quadratic in T on a CPU; inference stays bitwise torch.nn's."""
+    steps = 60
+    m = module(kind, num_layers=2, bidirectional=True, dtype=torch.float64)
+    theirs = holdfast.to_torch(module(kind, num_layers=2, bidirectional=True, dtype=torch.float64))
+    theirs.load_state_dict(m.state_dict())
+    lengths = torch.tensor([60, 41, 41, 7, 1] if enforce_sorted else [7, 60, 1, 41, 41])
+    x = torch.randn(steps, B, INPUT, dtype=torch.float64, requires_grad=True)
+    hx = state(m)
+    hx = tuple(t.double() for t in hx) if isinstance(hx, tuple) else hx.double()
+    found = []
+    for each in (m, theirs):
+        y, final = each(nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted), hx)
+        results = [y.data, *flat((0, final))[1:]]
+        found.append([*results, *torch.autograd.grad(sum(t.sin().sum() for t in results), [x, *each.parameters()])])
+    for p, q in zip(*found, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
+    with torch.no_grad():
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted)
+        assert torch.equal(m(packed, hx)[0].data, theirs(packed, hx)[0].data)

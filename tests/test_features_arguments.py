@@ -53,8 +53,8 @@ def refused(error, message, module, *args, **arguments):
         ),
         ({"lengths": [1, 6, 3]}, "lengths should lie in [0, 5], as x has 5 steps, got 6 for row 1"),
         ({"lengths": torch.tensor([1, 2, -1])}, "lengths should lie in [0, 5], as x has 5 steps, got -1 for row 2"),
-        ({"resets": [True] * T}, "resets should be a bool tensor, got list"),
-        ({"resets": RESETS.int()}, "resets should be of dtype torch.bool, got torch.int32"),
+        ({"resets": [True] * T}, "resets should be a tensor, got list"),
+        ({"resets": RESETS.cfloat()}, "resets should be bool, integer or floating point, got torch.complex64"),
         ({"resets": RESETS.t()}, "resets should be of shape (5, 3), [T, B] of x, got (3, 5)"),
         ({"resets": RESETS[:, 0]}, "resets should be of shape (5, 3), [T, B] of x, got (5,)"),
         (
@@ -74,7 +74,7 @@ def test_refused_in_the_layout_of_x():
     refused(ValueError, "resets should be of shape (3, 5), [B, T] of x, got (5, 3)", module, x, resets=RESETS)
     module(x, resets=RESETS.t())
     module = holdfast.GRU(2, 4)
-    refused(ValueError, "resets should be of shape (5,), [T] of x, got (5, 1)", module, X[:, 0], resets=RESETS[:, :1])
+    refused(ValueError, "resets should be of shape (5,), [T] of x, got (5, 2)", module, X[:, 0], resets=RESETS[:, :2])
     message = "lengths should be of shape (1,) or () for unbatched input, got (3,)"
     refused(ValueError, message, module, X[:, 0], lengths=[1, 2, 3])
 

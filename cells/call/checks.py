@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from .surroundings import in_transform
 
-Lengths = Tensor | Sequence[int]
+Lengths = Tensor | Sequence[int] | int
 
 
 def check_rate(name: str, value: Any) -> None:
@@ -64,6 +64,8 @@ def checked_lengths(lengths: Lengths, T: int, B: int, *, batched: bool, device: 
 
     Raises ValueError for anything that is no tensor or list of integers, for another shape, or out of range.
     """
+    if isinstance(lengths, Integral) and not isinstance(lengths, bool) and not batched:
+        lengths = [int(lengths)]
     if isinstance(lengths, (list, tuple)):
         wrong = [n for n in lengths if not isinstance(n, Integral) or isinstance(n, bool)]
         if wrong:
@@ -88,19 +90,23 @@ def checked_lengths(lengths: Lengths, T: int, B: int, *, batched: bool, device: 
 
 
 def checked_resets(resets: Tensor, T: int, B: int, *, batched: bool, batch_first: bool, device: torch.device) -> Tensor:
-    """resets as [T, B] on `device`.
+    """resets as [T, B] bool on `device`.
 
-    Raises ValueError where it is no bool tensor or of another shape than x without its features.
+    Raises ValueError where it is no tensor, complex, or of another shape than x without its features, or with one.
     """
     if not isinstance(resets, Tensor):
-        raise ValueError(f"resets should be a bool tensor, got {type(resets).__name__}")
-    if resets.dtype is not torch.bool:
-        raise ValueError(f"resets should be of dtype torch.bool, got {resets.dtype}")
+        raise ValueError(f"resets should be a tensor, got {type(resets).__name__}")
+    if resets.is_complex():
+        raise ValueError(f"resets should be bool, integer or floating point, got {resets.dtype}")
     batch_first = batched and batch_first
     expected = (B, T) if batch_first else (T, B) if batched else (T,)
+    if resets.shape == (*expected, 1):
+        resets = resets.squeeze(-1)
     if resets.shape != expected:
         names = "[B, T]" if batch_first else "[T, B]" if batched else "[T]"
         raise ValueError(f"resets should be of shape {expected}, {names} of x, got {tuple(resets.shape)}")
+    if resets.dtype is not torch.bool:
+        resets = resets != 0
     resets = resets if batched else resets.unsqueeze(1)
     return (resets.t() if batch_first else resets).to(device)
 

@@ -17,7 +17,7 @@ from ..backend import constant_when_traced, current_backend
 from ..eager.path import eager_path
 from .eligibility import MOMENT, PROBLEM, reasons
 from .records import Call, Decision, Loop
-from .surroundings import Facts, autocast_dtype, facts_of, in_reach_of_kernels, may_train
+from .surroundings import Facts, autocast_dtype, facts_of, in_onnx_export, in_reach_of_kernels, may_train
 
 if TYPE_CHECKING:
     from ...kernels.kept import Keep
@@ -34,6 +34,8 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
 
     every_reason:  do not stop at the first reason against a kernel; nor where holdfast.backend is "triton".
     """
+    if (torch.compiler.is_compiling() or torch.jit.is_tracing()) and in_onnx_export() and not every_reason:
+        return Decision("onnx")
     backend = current_backend()
     every = every_reason or backend == "triton"
     if not every and not in_reach_of_kernels(call.x):

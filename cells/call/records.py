@@ -165,7 +165,8 @@ class Decision(NamedTuple):
     """What becomes of a call.
 
     path:      the kernels; torch's fused op, on x as it is or, with lengths or resets, as `eager.ragged` lays it out;
-               or the recurrence step by step; or, in a traced graph, one op that chooses among these when it runs.
+               or the recurrence step by step; or, in a traced graph, one op
+               that chooses among these when it runs, or ONNX's operators.
     reasons:   why no kernel runs: the first that was found, or all for those who asked. Empty, too, where x is out of
                reach of any kernel and nobody asked.
     refused:   holdfast.backend is "triton", which is not to fall back.
@@ -175,7 +176,7 @@ class Decision(NamedTuple):
     keep:      what a call on the kernels keeps for its backward pass.
     """
 
-    path: Literal["kernels", "op", "fused", "ragged", "recurrence"]
+    path: Literal["kernels", "onnx", "op", "fused", "ragged", "recurrence"]
     reasons: tuple[Reason, ...] = ()
     refused: bool = False
     trains: bool = False

@@ -58,6 +58,12 @@ def interpreting() -> bool:
     return executor is not None and executor.interpreting()
 
 
+@constant_when_traced
+def in_onnx_export() -> bool:
+    """Whether torch.onnx.export traces, by either of its ways."""
+    return torch.onnx.is_in_onnx_export()
+
+
 def in_reach_of_kernels(x: Tensor) -> bool:
     """Whether kernels could read x where it is."""
     return x.is_cuda or (interpreting() and x.device.type == "cpu")

@@ -26,13 +26,20 @@ def cudnn_backward_wants_training_mode(call: Call, decision: Decision) -> bool:
     return call.x.is_cuda and not call.layers.training and decision.trains
 
 
-def answer_dtype(call: Call, autocast: torch.dtype | None) -> torch.dtype:
-    """The dtype of all results: autocast's, but torch's own GRU steps on a CPU mix what it cast with h as it is."""
+def answer_dtypes(call: Call, autocast: torch.dtype | None) -> tuple[torch.dtype, ...]:
+    """The dtypes of the output and of each final state, whichever path runs: those of torch's dense op.
+
+    Autocast's, but where a CPU goes step by step, a GRU's h and a projected LSTM's c are mixed with what was cast.
+    """
+    layers, x = call.layers, call.x
     if autocast is None:
-        return call.x.dtype
-    if call.layers.cell != "gru" or call.x.device.type != "cpu":
-        return autocast
-    return torch.promote_types(autocast, call.x.dtype if call.hx is None else call.states[0].dtype)
+        return (x.dtype,) * (1 + layers.n_states)
+    dtypes = [autocast] * (1 + layers.n_states)
+    if x.device.type == "cpu" and layers.cell == "gru":
+        dtypes = [torch.promote_types(autocast, call.states[0].dtype if call.states else x.dtype)] * 2
+    elif x.device.type == "cpu" and layers.proj_size > 0:
+        dtypes[2] = torch.promote_types(autocast, call.states[1].dtype if call.states else x.dtype)
+    return tuple(dtypes)
 
 
 def run_fused(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from ..call.records import Call
-from ..call.surroundings import in_transform, is_dual, only_autograd, under_nested_grad, under_vmap_or_jvp
+from ..call.surroundings import in_transform, is_dual, may_train, only_autograd, under_nested_grad, under_vmap_or_jvp
 from .fused import FUSED_OPS
+
+LONG = 48
+"""Steps of a packed batch from which training on a CPU leaves torch's packed op: `_backward_is_quadratic`."""
 
 
 def eager_path(call: Call) -> Literal["op", "fused", "ragged", "recurrence"]:
@@ -24,6 +27,8 @@ def eager_path(call: Call) -> Literal["op", "fused", "ragged", "recurrence"]:
         return "recurrence"
     if call.batch_sizes is None and _fused_op_refuses(call):
         return "recurrence"
+    if call.batch_sizes is not None:
+        return "ragged" if _backward_is_quadratic(call, call.batch_sizes) else "fused"
     if not call.ragged:
         return "fused"
     return "recurrence" if _sizes_are_symbolic(call) or _nothing_to_walk(call) else "ragged"
@@ -34,6 +39,17 @@ def _fused_op_refuses(call: Call) -> bool:
     if only_autograd():
         return False
     return under_vmap_or_jvp() or (call.x.is_cuda and under_nested_grad()) or is_dual(call.tensors)
+
+
+def _backward_is_quadratic(call: Call, batch_sizes: Tensor) -> bool:
+    """On a CPU the derivative of each step of torch's packed op fills a tensor as large as all steps (`packed`).
+
+    From 48 steps on it is slower than what `ragged` does, whose gradients are torch's to rounding; below that, and in
+    inference, results are bitwise torch.nn's. So are its masks where dropout is drawn, which is left to it.
+    """
+    if call.x.device.type != "cpu" or len(batch_sizes) < LONG or call.layers.drops or not only_autograd():
+        return False
+    return type(call.x) is Tensor and not torch.jit.is_tracing() and may_train(call.tensors)
 
 
 def _sizes_are_symbolic(call: Call) -> bool:

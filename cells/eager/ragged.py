@@ -23,7 +23,9 @@ form: 1.1 against 1.1 at nine tenths, 1.2 against 0.8 with a reset in one step o
 
 
 def run_ragged(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a checked call with lengths, resets or both: (output, final states)."""
+    """Run a checked call with lengths, resets or both, or a packed one: (output, final states)."""
+    if call.batch_sizes is not None:
+        return _run_packed_rows(call, call.batch_sizes, decision)
     call = without_cuts_at_the_edges(call)
     if not call.ragged:
         return run_fused(call, decision)
@@ -37,6 +39,17 @@ def run_ragged(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ..
                 return found
             _restore(call, before)
     return run_segments(call, decision)
+
+
+def _run_packed_rows(call: Call, sizes: Tensor, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A packed call as one with lengths."""
+    T, B = len(sizes), int(sizes[0])
+    inside = (torch.arange(B) < sizes[:, None]).to(call.x.device)
+    place = inside.flatten().nonzero().squeeze(1)  # packed rows lie step by step
+    x = call.x.new_zeros(T * B, call.x.shape[1]).index_copy(0, place, call.x).unflatten(0, (T, B))
+    layers = call.layers._replace(batch_first=False)
+    y, states = run_ragged(Call(layers, x, call.hx, lengths=inside.sum(0)), decision)
+    return y.flatten(0, 1).index_select(0, place), states
 
 
 def without_cuts_at_the_edges(call: Call) -> Call:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..call.records import Call, Decision
-from .fused import answer_dtype
+from .fused import answer_dtypes
 from .noise import Noise, draw
 from .reference import reference_of
 
@@ -30,10 +30,10 @@ def run_recurrence(
     if dtype is None:
         return _run(call, noise, traces)
     cast = call._replace(x=call.x.to(dtype))
-    answer = answer_dtype(call, dtype)
     with torch.autocast(call.x.device.type, enabled=False):
         y, finals = _run(cast, [_cast_noise(of_layer, dtype) for of_layer in noise], traces)
-    return y.to(answer), tuple(final.to(answer) for final in finals)
+    answer, *of_states = answer_dtypes(call, dtype)
+    return y.to(answer), tuple(final.to(each) for final, each in zip(finals, of_states, strict=True))
 
 
 def _run(call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None) -> tuple[Tensor, tuple[Tensor, ...]]:

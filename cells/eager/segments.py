@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call.records import Call, Decision, State, as_hx
-from .fused import answer_dtype
+from .fused import answer_dtypes
 from .packed import run_packed
 
 
@@ -103,8 +103,9 @@ def run_segments(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, 
         for initial, of_segments in zip(call.starting_states(), segment_finals, strict=True)
     )
     # on a CPU torch's packed op leaves float32 to autocast, which its other ops do not
-    dtype = answer_dtype(call, decision.autocast)
-    return y.unflatten(0, x.shape[:2]).to(dtype), tuple(final.to(dtype) for final in finals)
+    dtype, *of_states = answer_dtypes(call, decision.autocast)
+    states = tuple(final.to(each) for final, each in zip(finals, of_states, strict=True))
+    return y.unflatten(0, x.shape[:2]).to(dtype), states
 
 
 def _initial(call: Call, found: Segments) -> State:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..call.records import Call, Decision, Layers, as_hx
-from ..eager.fused import answer_dtype
+from ..eager.fused import answer_dtypes
 from ..eager.reference import reference_of
 from ..eager.run import run_eager
 from .layer import LIBRARY
@@ -164,17 +164,19 @@ class _Graph:
 def fake_eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
     told, given = Told(*arguments[: len(Told._fields)]), Given(*arguments[len(Told._fields) :])
     call, autocast = _call(x, weights, told, given), _autocast(told)
-    output, dtype = told.proj_size or told.hidden_size, answer_dtype(call, autocast)
+    output, dtypes = told.proj_size or told.hidden_size, answer_dtypes(call, autocast)
     steps = x.shape[0] if given.batch_sizes is None else given.batch_sizes.shape[0]
+    batch: Any
     if given.hx:
         batch = given.hx[0].shape[1]
     else:
         batch = x.shape[1] if given.batch_sizes is None else torch.library.get_ctx().new_dynamic_size()
     rows, sizes = told.num_layers * told.directions, (output, *[told.hidden_size] * (len(told.zoneout) - 1))
-    results = [x.new_empty(*x.shape[:-1], told.directions * output, dtype=dtype)]
-    results += [x.new_empty(rows, batch, size, dtype=dtype) for size in sizes]
+    results = [x.new_empty(*x.shape[:-1], told.directions * output, dtype=dtypes[0])]
+    results += [x.new_empty(rows, batch, size, dtype=dtype) for size, dtype in zip(sizes, dtypes[1:], strict=True)]
     if told.return_gates:
         of_layer = [output if name == "h" else told.hidden_size for name in _trace_names(told.cell)] * told.num_layers
+        dtype = autocast or x.dtype
         results += [x.new_empty(steps, batch, told.directions * size, dtype=dtype) for size in of_layer]
     return results
 
