@@ -1,10 +1,12 @@
-"""Deployment: TorchScript takes a model after to_torch."""
+"""Deployment: torch.export and ONNX take holdfast's modules as they are, TorchScript takes them after to_torch."""
 
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +28,26 @@ class Detector(nn.Module):
 
 
 def recipes(quick: bool) -> Iterator[Recipe]:
-    """A scripted model."""
+    """Exported at one batch and length, run at others."""
+    import onnxruntime
+
     H, (B, T) = (16, (2, 9)) if quick else (128, (3, 100))
     torch.manual_seed(0)
     model = Detector(H).eval()
     ours = convert(copy.deepcopy(model))
-    x = torch.randn(B, T, 40)
+    example, x = torch.randn(4, 12, 40), torch.randn(B, T, 40)
+    any_size = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
+        exported = torch.export.export(ours, (example,), dynamic_shapes=any_size).module()
+        onnx = str(Path(folder, "detector.onnx"))
+        torch.onnx.export(
+            ours, (example,), onnx, dynamo=True, dynamic_shapes=any_size, input_names=["x"], verbose=False
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(onnx, options)
         script = torch.jit.script(to_torch(copy.deepcopy(ours)))
 
     @torch.no_grad()
@@ -45,6 +58,8 @@ def recipes(quick: bool) -> Iterator[Recipe]:
         f"Deployment: B={B} T={T} H={H}",
         {
             "torch.nn": lambda: run(model),
+            "torch.export": lambda: run(exported),
+            "ONNX": lambda: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]),
             "to_torch, scripted": lambda: run(script),
         },
     )
