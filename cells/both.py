@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from . import gru, lstm, rnn
+from .interop import Interop
 from .step import GRUCell, LSTMCell, RNNCell
 
 
@@ -71,7 +72,8 @@ def check_subclasses(subclasses: Iterable[Any]) -> frozenset[type[nn.Module]]:
     """Raise TypeError where one of them is no subclass of torch.nn's recurrent modules."""
     known = tuple(BOTH)
     for each in subclasses:
-        if not (isinstance(each, type) and issubclass(each, known) and each not in known):
+        theirs = isinstance(each, type) and issubclass(each, known) and not issubclass(each, Interop)
+        if not theirs or each in known:
             raise TypeError(f"subclasses should be subclasses of torch.nn's recurrent modules, got {each!r}")
     return frozenset(subclasses)
 

@@ -291,7 +291,7 @@ def test_cooperative_subclass():
     assert not isinstance(model[1], holdfast.LSTM)
 
 
-@pytest.mark.parametrize("wrong", [nn.LSTM, nn.Linear, holdfast.Stateful, "Gated"], ids=str)
+@pytest.mark.parametrize("wrong", [nn.LSTM, nn.Linear, holdfast.Stateful, holdfast.LSTMCell, "Gated"], ids=str)
 def test_no_subclass(wrong):
     with pytest.raises(TypeError, match=r"subclasses should be subclasses of torch\.nn's recurrent modules, got"):
         holdfast.convert(Model(), subclasses=[wrong])

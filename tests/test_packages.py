@@ -23,7 +23,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _quiet():
+def _quiet_and_elsewhere(monkeypatch, tmp_path):
+    """Lightning leaves its logs in the folder where it runs."""
+    monkeypatch.chdir(tmp_path)
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
@@ -68,7 +70,7 @@ class TestTorchRL:
         """Its padding of every episode, and our resets: is_init is [B, T, 1]."""
         expected = module(rollout.clone())["features"]
         (layer,) = recurrent(holdfast.convert(module))
-        y, _ = layer(rollout["observation"], resets=rollout["is_init"].squeeze(-1))
+        y, _ = layer(rollout["observation"], resets=rollout["is_init"])
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from holdfast.bench.cli import app
-from holdfast.bench.real_models.models import MODELS
+from holdfast.bench.real_models.models import MODELS, SequenceToSequence
 from holdfast.bench.real_models.packages import install_command, missing
 from holdfast.bench.real_models.run import compared
+from holdfast.bench.real_models.voice import mel_frames, voice
 from holdfast.bench.recipes.recipe import Recipe
 from holdfast.bench.recipes.run import NEEDS, check, recipes_of, run_recipes
 
@@ -82,6 +84,32 @@ def test_real_models(kind):
     assert row["converted"] == "same bits"
     assert row["kernels"] == "same reading"
     assert row["the package's own code"] in ("", "same reading")
+
+
+def test_words_of_a_batch_are_pronounced_as_alone():
+    generator = np.random.default_rng(3)
+    shapes = {"emb": (29, 6), "w_ih": (15, 6), "w_hh": (15, 5), "b_ih": (15,), "b_hh": (15,)}
+    shapes = {f"{side}_{name}": shape for side in ("enc", "dec") for name, shape in shapes.items()}
+    shapes |= {"dec_emb": (9, 6), "fc_w": (9, 5), "fc_b": (9,)}
+    model = SequenceToSequence({name: generator.normal(size=shape) for name, shape in shapes.items()}).double()
+    words = [torch.from_numpy(generator.integers(0, 29, n)) for n in (4, 1, 9)]
+    together, spoken = model(words)
+    for index, word in enumerate(words):
+        logits, phonemes = model([word])
+        torch.testing.assert_close(together[: len(logits), index], logits[:, 0], rtol=1e-10, atol=1e-12)
+        assert torch.equal(spoken[: len(phonemes), index], phonemes[:, 0])
+        assert not together[len(logits) :, index].any()
+
+
+def test_voice_has_its_pitch_and_vowels():
+    wave = voice(pitch=125.0, seconds=1.0)
+    assert wave.shape == (16_000,)
+    assert wave.abs().max() <= 0.51
+    spectrum = torch.fft.rfft(wave).abs()
+    assert abs(int(spectrum[90:180].argmax()) + 90 - 125) <= 10
+    frames = mel_frames(wave)
+    assert frames.shape == (101, 40)
+    assert frames[:, :20].sum() > 10 * frames[:, 30:].sum()  # speech has its power below 2.5 kHz
 
 
 def test_real_models_says_how_to_get_them(tmp_path):

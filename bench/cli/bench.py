@@ -138,7 +138,7 @@ def tasks(
 def real_models(
     packages: Annotated[Path, typer.Option(help="Folder that the packages are installed in.")] = Path("real_models"),
     quick: Annotated[bool, typer.Option("--quick", help="Shorter inputs: a minute on a core.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for real_models.csv and real_models.md.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and where it comes from.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Trained models out of four packages: as they are, converted, and through the kernels."""
@@ -156,7 +156,7 @@ def real_models(
     table = run_real_models(packages, quick=quick, seed=seed, console=Console())
     print_table(table)
     if out is not None:
-        _write(table, out / "real_models")
+        _write(table, out, "real-models")
     if (table == "wrong").any(axis=None):
         fail(*WRONG)
 
@@ -166,7 +166,7 @@ def recipes(
     only: Annotated[list[str] | None, typer.Option(help="A recipe by name; may be given again.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: whether they run and agree.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each way; the least time counts.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="Folder for recipes.csv and recipes.md.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and where it comes from.")] = None,
 ) -> None:
     """Time the recipes for other packages beside the usual ways, which they must agree with."""
     if out is not None:
@@ -184,7 +184,7 @@ def recipes(
     except AssertionError as error:
         fail(str(error), 'Please report it with the output of "holdfast info".')
     if out is not None:
-        _write(table, out / "recipes")
+        _write(table, out, "recipes")
 
 
 @bench.command(epilog="Example: holdfast bench report results")
@@ -226,13 +226,15 @@ def compare(
     typer.echo(", ".join(f"{counts.get(name, 0)} {name}" for name in order) + f", of {len(table)} measurements")
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    """The table as `path`.csv and `path`.md."""
+def _write(table: pd.DataFrame, out: Path, suite: str) -> None:
+    """The table as `suite`.csv and `suite`.md, and where it comes from."""
+    from ..method.provenance import write_provenance
     from ..output.tables import to_markdown
 
-    table.to_csv(path.with_suffix(".csv"), index=False)
-    path.with_suffix(".md").write_text(to_markdown(table), encoding="utf-8")
-    typer.echo(f"Written: {path.with_suffix('.csv')}, {path.with_suffix('.md')}")
+    table.to_csv(out / f"{suite}.csv", index=False)
+    (out / f"{suite}.md").write_text(to_markdown(table), encoding="utf-8")
+    write_provenance(out, suite)
+    typer.echo(f"Written to {out}: {suite}.csv, {suite}.md, provenance.json")
 
 
 def _percent(value: float) -> str:

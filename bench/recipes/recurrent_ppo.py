@@ -40,7 +40,7 @@ class WithResets:
         B = lstm_states[0].shape[1]
         x = features.reshape(B, -1, lstm.input_size).transpose(0, 1)
         starts = episode_starts.reshape(B, -1).transpose(0, 1)
-        y, states = lstm(x, lstm_states, resets=starts > 0)
+        y, states = lstm(x, lstm_states, resets=starts)
         return y.transpose(0, 1).flatten(0, 1), states
 
 

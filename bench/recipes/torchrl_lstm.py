@@ -28,7 +28,7 @@ class ResetLSTM(nn.Module):
     def forward(self, x: Tensor, h: Tensor, c: Tensor, is_init: Tensor) -> Tensor:
         """[B, T, H] of x [B, T, I], the states that were stored with each step [B, T, 1, H], is_init [B, T, 1]."""
         before = h[:, 0].transpose(0, 1).contiguous(), c[:, 0].transpose(0, 1).contiguous()
-        y, _ = self.lstm(x, before, resets=is_init.squeeze(-1))
+        y, _ = self.lstm(x, before, resets=is_init)
         return y
 
 
