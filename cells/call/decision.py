@@ -17,6 +17,7 @@ from ..backend import constant_when_traced, current_backend
 from ..eager.path import eager_path
 from .eligibility import MOMENT, PROBLEM, reasons
 from .records import Call, Decision, Loop
+from .speed import compared, slower_than_fused
 from .surroundings import Facts, facts_of, in_reach_of_kernels
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
     facts = facts_of(call, backend)
     found = _reasons(call, facts, every)
     if not found:
-        return Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, _keep(call, facts))
+        keep = _keep(call, facts)
+        found = slower_than_fused(call, facts, keep) if backend == "auto" else ()
+        if not found:
+            return Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, keep)
     # An empty batch is no fallback: there is nothing that a kernel could have computed.
     refused = backend == "triton" and call.batch_size > 0
     return Decision(eager_path(call), found, refused, facts.trains, facts.autocast, facts.loop)
@@ -65,6 +69,8 @@ def explained(call: Call) -> Plan:
     forward, *backward = (
         select.explained(select.select(each, device), device) for each in _phases(problem, decision.trains)
     )
+    comparison = compared(call, facts_of(call, current_backend()), decision.keep)
+    forward = replace(forward, call=comparison)
     if not backward:
         return forward
     kept = _kept_bytes(problem, call, decision.keep)
