@@ -27,7 +27,7 @@ KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tes
 	tests/test_launch_path.py tests/test_offline.py tests/test_resources.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-all test-triton lint clean
+.PHONY: help demo bench test test-all test-triton test-recipes lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -50,6 +50,12 @@ test-triton: $(VENV)/dev.stamp $(OTHER_TRITON)/stamp ## run the kernel tests on 
 	@PYTHONPATH=$(OTHER_TRITON) $(BIN)/python -c 'import triton; assert triton.__version__ == "$(TRITON)", triton.__file__'
 	@PYTHONPATH=$(OTHER_TRITON) $(PYTEST) -m "not slow and not gpu" $(KERNEL_TESTS)
 
+test-recipes: $(VENV)/dev.stamp ## run holdfast inside other people's packages, which are installed for it
+	@$(PIP_INSTALL) --editable '.[recipes]'
+	@$(PIP_INSTALL) --no-deps --target real_models \
+		$$($(BIN)/python -c 'from holdfast.bench.real_models.packages import REQUIREMENTS; print(*REQUIREMENTS)')
+	@$(PYTEST) tests/test_recipes.py tests/test_packages.py
+
 lint: $(VENV)/dev.stamp ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -59,7 +65,7 @@ lint: $(VENV)/dev.stamp ## ruff and mypy
 		-p holdfast.kernels -p holdfast.cells -p holdfast.autotune -p holdfast.bench
 
 clean: ## remove everything that make created
-	rm -rf $(VENV) .triton-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_out bench_out
+	rm -rf $(VENV) real_models .triton-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_out bench_out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp and not the interpreter: an interrupted `python -m venv` leaves one without pip.

@@ -7,8 +7,10 @@ from .cells.custom import define_cell
 from .cells.gru import GRU
 from .cells.lstm import LSTM
 from .cells.ops import layer as _layer  # noqa: F401  registers holdfast::layer, for saved programs too
+from .cells.patch import patch
 from .cells.plot import plot_gates
 from .cells.recurrent import Recurrent
+from .cells.report import conversion_report
 from .cells.rnn import RNN
 from .cells.stateful import Stateful
 from .cells.step import GRUCell, LSTMCell, RNNCell
@@ -26,9 +28,11 @@ __all__ = [
     "Stateful",
     "autotune",
     "backend",
+    "conversion_report",
     "convert",
     "current_backend",
     "define_cell",
+    "patch",
     "plot_gates",
     "to_torch",
 ]

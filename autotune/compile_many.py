@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..kernels.config import Config
 from ..kernels.describe import KernelDescription, describe
+from ..kernels.kept import Keep
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits, resident_programs
 from .offline import REFERENCE_DEVICE, CompiledReport, compile_offline
@@ -22,14 +23,14 @@ from .ttgir import weight_loads_in_loop
 class Request:
     """A kernel to compile.
 
-    saves:   the gate values pass through memory between the two loops (see `kernels.describe.describe`).
+    keep:    what passes through memory between the two loops (see `kernels.describe.describe`).
     device:  the GPU to compile for, whose target must be `target`; None: the target's reference device.
     """
 
     problem: Problem
     config: Config
     target: str
-    saves: bool = False
+    keep: Keep = "nothing"
     device: DeviceLimits | None = None
 
     @property
@@ -37,7 +38,7 @@ class Request:
         return self.device or REFERENCE_DEVICE[self.target]
 
     def __str__(self) -> str:
-        return f"{self.problem}, {self.config}, {self.target}{', saves' if self.saves else ''}"
+        return f"{self.problem}, {self.config}, {self.target}{'' if self.keep == 'nothing' else f', keep={self.keep}'}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ OUT_OF_TIME = "not compiled, the time was up"
 
 
 def _describe(request: Request) -> KernelDescription:
-    return describe(request.problem, request.config, request.limits, saves=request.saves)
+    return describe(request.problem, request.config, request.limits, keep=request.keep)
 
 
 def _kernel_key(request: Request) -> str:

@@ -12,8 +12,8 @@ import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import chunks, dot_precision, least_grid, split_k
-from ..kernels.layer import Keep
+from ..kernels.describe import chunks, directions_at_once, dot_precision, split_k, team_size
+from ..kernels.kept import Keep
 from ..kernels.plan import Provenance
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
@@ -70,7 +70,8 @@ def estimate(
     counts = counts_of(problem, config, limits)
     cooperative = config.regime == "cooperative"
     tiles = math.ceil(problem.batch_size / config.BLOCK_B)
-    programs = least_grid(problem, config) if cooperative else problem.directions
+    at_once = directions_at_once(problem, config, limits.num_sms)
+    programs = at_once * team_size(problem, config)
     side_by_side = min(tiles, max(1, limits.num_sms // programs))
 
     publish = waits = 0.0
@@ -90,7 +91,7 @@ def estimate(
         issue=(counts.operands + counts.rest) / clock,
         barriers=outside * c.barrier_clocks.value / clock,
         stream=streamed / c.dram_bytes_per_us.value,
-        passes=math.ceil(tiles / max(1, limits.num_sms // programs)),
+        passes=problem.directions // at_once * math.ceil(tiles / max(1, limits.num_sms // programs)),
         once=c.launch_us.value + matrix_bytes(problem, limits) / c.dram_bytes_per_us.value,
         provenance=weakest(getattr(c, name).provenance for name in _used(problem, config, limits)),
     )

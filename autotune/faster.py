@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..kernels.config import Config
-from ..kernels.layer import Keep
+from ..kernels.kept import Keep
 from ..kernels.plan import Prediction, Provenance, Reason
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits

@@ -26,6 +26,7 @@ from .candidates import candidates, choose, configs
 from .compile_many import Outcome, Request, compile_many
 from .constraints import CONSTRAINTS, TUNED_CONSTRAINTS, refusal
 from .counts import DEPENDS_ON, FILE, Counts, Features, evaluate, features_of, group_of
+from .identity import keeps
 from .offline import REFERENCE_DEVICE
 from .processes import Compilers
 from .sass import Step
@@ -61,7 +62,7 @@ def sample(number: int, seed: int = 0) -> list[Request]:
         exchange = draw.choice(("registers", "dataflow", "dataflow", "barrier"))
         found = [c for c in draw.choice((usual, wide)) if _exchange(c) == exchange and c.num_stages == 1]
         if found:
-            requests[Request(problem, draw.choice(found), target, saves=draw.random() < 0.5)] = None
+            requests[Request(problem, draw.choice(found), target, draw.choice(keeps(problem)))] = None
     return list(requests)
 
 

@@ -22,7 +22,7 @@ import triton
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
 from ..kernels.describe import constexprs, kernel_of
-from ..kernels.layer import Keep, keeps_values
+from ..kernels.kept import Keep, keeps_values
 from ..kernels.problem import Phase, Precision, Problem
 from ..kernels.resources import DeviceLimits
 
@@ -105,7 +105,9 @@ def keeps(problem: Problem) -> tuple[Keep, ...]:
     recompute: tuple[Keep, ...] = () if keeps_values(problem, "recompute") else ("recompute",)
     if problem.phase == "backward":
         return save + recompute
-    return ("nothing", *save, *(recompute if find_cell(problem.cell).states > 1 else ()))
+    # Kept are the later states, and h as it went through dropout.
+    apart = find_cell(problem.cell).states > 1 or "recurrent_dropout" in problem.features
+    return ("nothing", *save, *(recompute if apart else ()))
 
 
 def usual_keep(problem: Problem) -> Keep:

@@ -17,7 +17,9 @@ import torch
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
 from ..kernels.extras import Extras
-from ..kernels.layer import Keep, LayerWeights, backward_layer, forward_layer
+from ..kernels.gemm import LayerWeights, Wanted
+from ..kernels.kept import Keep
+from ..kernels.layer import backward_layer, forward_layer
 from ..kernels.plan import Reason
 from ..kernels.problem import Problem
 from ..kernels.resources import H100, from_device
@@ -198,7 +200,7 @@ def _call(layer: _Layer) -> Callable[[], Sequence[torch.Tensor]]:
 
     def backward() -> Sequence[torch.Tensor]:
         found = backward_layer(
-            problem, config, x, weights, None, y, residuals, dy, d_final, needs_dx=False, extras=extras
+            problem, config, x, weights, None, y, residuals, dy, d_final, wanted=Wanted(x=False), extras=extras
         )
         return [*found.initial, *found.reset_state, *(g for w in found.weights for g in w if g is not None)]
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 import pandas as pd
 
 from ..kernels.config import Config
-from ..kernels.layer import Keep
+from ..kernels.kept import Keep
 from .identity import problem_of, usual_keep
 from .store import Entry
 

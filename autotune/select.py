@@ -7,9 +7,7 @@ Downwards from `select`, which every layer asks, to the entry that is looked up 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ import torch
 from ..kernels.config import Config
 from ..kernels.describe import least_grid
 from ..kernels.executor import interpreting
-from ..kernels.layer import Keep
+from ..kernels.kept import Keep
 from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.resources import H100, DeviceLimits, from_device, resident_programs
@@ -40,19 +38,8 @@ from .identity import (
     problem_of,
     usual_keep,
 )
+from .pin import pinned_config
 from .store import Entry, EntryError, Store, Timing
-
-_pinned: ContextVar[Config | None] = ContextVar("holdfast_pinned_config", default=None)
-
-
-@contextmanager
-def pinned(config: Config) -> Iterator[None]:
-    """Run every layer of this block with `config`, whatever has been tuned and whatever the heuristic would say."""
-    token = _pinned.set(config)
-    try:
-        yield
-    finally:
-        _pinned.reset(token)
 
 
 def select(
@@ -72,7 +59,7 @@ def select(
     if torch.version.hip and device.type == "cuda":
         return Plan(problem, "eager", reasons=(_ROCM,))
     limits = limits_of(device)
-    if may_tune and current_mode() == "tune-on-miss" and _pinned.get() is None:
+    if may_tune and current_mode() == "tune-on-miss" and pinned_config() is None:
         key = key_of(problem, length)
         on_miss.settle(key, device, lambda: lookup(key, usual_keep(problem), limits, store.generation).entry)
     return select_for(problem, limits, keep=keep, length=length)
@@ -85,7 +72,7 @@ def limits_of(device: torch.device) -> DeviceLimits:
 
 def select_for(problem: Problem, limits: DeviceLimits, *, keep: Keep | None = None, length: int | None = None) -> Plan:
     """The path of a problem on a GPU that need not be there. Nothing is tuned."""
-    config = _pinned.get()
+    config = pinned_config()
     if config is not None:
         return Plan(problem, config.regime, config, origin="pinned")
     return _plan(problem, limits, keep, length_class(length), current_mode(), store.generation)
@@ -173,7 +160,7 @@ def compare_for(asked: Asked, device: torch.device) -> Comparison | None:
     None where nobody asks for the faster one: a config is pinned, the kernels run on no such device, or mode
     "tune-on-miss" is to time both first.
     """
-    if _pinned.get() is not None or (torch.version.hip and device.type == "cuda"):
+    if pinned_config() is not None or (torch.version.hip and device.type == "cuda"):
         return None
     limits = limits_of(device)
     mode, length = current_mode(), length_class(asked.length)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..kernels.config import Config, Exchange
-from ..kernels.layer import Keep
+from ..kernels.kept import Keep
 from .files import gpu_folder, replace_file
 from .identity import Fingerprint, Key
 

@@ -13,7 +13,7 @@ import torch
 
 from ..kernels.config import Config
 from ..kernels.describe import least_grid
-from ..kernels.layer import Keep
+from ..kernels.kept import Keep
 from ..kernels.plan import Reason
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
@@ -167,7 +167,7 @@ class _Run:
             cost = estimate(self.problem, config, limits, keep=keep).total_us(self.length)
             is_heuristic = config == self.found.heuristic
             self.rows[config, keep] = Row(config=config, keep=keep, estimate_us=cost, is_heuristic=is_heuristic)
-        requests = {Request(self.problem, config, limits.target, keep == "save", limits): config for config in configs}
+        requests = {Request(self.problem, config, limits.target, keep, limits): config for config in configs}
         outcomes = compile_many(
             requests,
             lambda done, total: self.progress("compile", done, total, ""),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy, Tracer
+from torch.fx import Proxy
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
@@ -24,23 +24,23 @@ from .call.checks import (
 )
 from .call.decision import decide, explained, refusal
 from .call.records import Call, Layers, State, as_hx
-from .eager.fused import run_fused
-from .eager.recurrence import run_recurrence
-from .eager.segments import run_segments
+from .eager.run import follow
 from .gates import gates_as_asked
+from .interop import Interop
+from .ops.eager import run_as_op
 from .ops.kernel_path import run_kernels
 
 if TYPE_CHECKING:
-    from ..kernels.layer import Keep
+    from ..kernels.kept import Keep
 
 
-class RecurrentBase(nn.RNNBase):
+class RecurrentBase(nn.RNNBase, Interop):
     """Base of `holdfast.RNN`, `GRU` and `LSTM`.
 
     Parameters, attributes, state_dict, pickles and the methods that look after them are `torch.nn.RNNBase`'s.
     It derives from RNNBase and not from nn.LSTM (nn.GRU, nn.RNN), because torch.compile refuses those and their
-    subclasses: `isinstance(module, nn.LSTM)` is False. `holdfast.to_torch` gives the torch.nn module back, for
-    torch.jit.script too, which does not take these modules.
+    subclasses: `isinstance(module, nn.LSTM)` is False, unless `holdfast.convert` was told to keep it.
+    `holdfast.to_torch` gives the torch.nn module back, for torch.jit.script too, which does not take these modules.
     """
 
     # torch.nn words this differently for each module.
@@ -232,12 +232,10 @@ class RecurrentBase(nn.RNNBase):
         traces: list[dict[str, Tensor]] | None = [] if return_gates else None
         if decision.path == "kernels":
             output, states = run_kernels(call, decision, traces)
-        elif decision.path == "recurrence":
-            output, states = run_recurrence(call, decision, traces)
-        elif decision.path == "segments":
-            output, states = run_segments(call, decision)
+        elif decision.path == "op":
+            output, states = run_as_op(call, decision, traces)
         else:
-            output, states = run_fused(call, decision)
+            output, states = follow(call, decision, traces)
         results = self._as_asked(call, output, states)
         return results if traces is None else (*results, gates_as_asked(call, traces))
 
@@ -256,11 +254,6 @@ class RecurrentBase(nn.RNNBase):
         Nothing is run. The arguments are as for forward, and what forward refuses is refused here in the same words.
         """
         return explained(self._checked(x, hx, lengths, resets, reset_state, return_gates))
-
-    def _as_one_node(self, input: Proxy, hx: Any, options: dict[str, Any]) -> Any:
-        """Stay a single call in a torch.fx graph, which fx grants of itself only to modules under torch.nn."""
-        tracer = cast(Tracer, input.tracer)
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, hx), options)
 
     def _checked(
         self,

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Problem
 from .backend import current_backend
 from .call.decision import refusal
+from .interop import Interop
 
 SINGLE_STEP = Reason(
     "single_step", "a cell is one step and one op of torch: no later step could reuse resident weights"
@@ -21,7 +23,7 @@ SINGLE_STEP = Reason(
 BACKEND_EAGER = Reason("backend_eager", 'holdfast.backend is "eager"')
 
 
-class _StepCell(nn.RNNCellBase):
+class _StepCell(nn.RNNCellBase, Interop):
     kind: ClassVar[str]
 
     def explain(self, x: Tensor, hx: Any = None) -> Plan:
@@ -40,6 +42,8 @@ class _StepCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """torch.nn's own forward. RuntimeError where holdfast.backend is "triton"."""
+        if isinstance(input, Proxy):
+            return self._as_one_node(input, hx, {})
         if current_backend() == "triton":
             raise RuntimeError(refusal(type(self).__name__, self.explain(input, hx).reasons))
         return super().forward(input, hx)

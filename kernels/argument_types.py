@@ -12,6 +12,8 @@ import torch
 import triton
 
 from .cell_spec import find_cell
+from .config import Config
+from .kept import Keep, keeps_values, writes_operands
 from .loop.groups import (
     Dropout,
     Layer,
@@ -31,22 +33,25 @@ from .problem import Problem
 
 _POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _SIXTEEN = [["tt.divisibility", 16]]
-_STRIDES = ("direction", "time", "row", "unit")
-"""Fields of groups that hold a stride."""
+_ALIGNED = ":16"
+"""Behind the type of a number that is a multiple of 16, as Triton writes it for ahead-of-time compilation."""
 
 
-def types_of(problem: Problem, loop: Loop, *, has_bias: bool, has_initial: bool, saves: bool) -> dict[str, Any]:
-    """Argument -> type, a group's with None for what is absent. saves: as for `describe.describe`."""
+def types_of(
+    problem: Problem, config: Config, loop: Loop, *, has_bias: bool, has_initial: bool, keep: Keep
+) -> dict[str, Any]:
+    """Argument -> type, a group's with None for what is absent. keep: as for `describe.describe`."""
     cell, has = find_cell(problem.cell), set(problem.features)
     pointer = _POINTER[problem.dtype]
     states = (pointer,) * cell.states
     per_direction = (pointer,) * problem.directions
     forward = problem.phase == "forward"
-    saves = saves or cell.inner is not None
     to_state = {"resets", "reset_state"} <= has
     dropout = "recurrent_dropout" in has
     initial = states if has_initial else None
-    saved = pointer if saves and loop.SAVED else None
+    saved = pointer if keeps_values(problem, keep) else None
+    operands = writes_operands(config, keep)
+    width = "i32:16" if problem.directions * problem.hidden_size % 16 == 0 else "i32"
     groups: dict[str, Any] = {
         "layer": Layer(
             w_hh=per_direction,
@@ -61,38 +66,36 @@ def types_of(problem: Problem, loop: Loop, *, has_bias: bool, has_initial: bool,
             state=states if to_state else None,
             sent=pointer if to_state and forward else None,
         ),
-        "dropout": Dropout(
-            factors=pointer if dropout else None, initial=pointer if dropout and has_initial and forward else None
-        ),
-        "zones": Zones(states, "i32", "i32") if "zoneout" in has else Zones(),
+        "dropout": Dropout(factors=pointer if dropout else None),
+        "zones": Zones(states, width, "i32") if "zoneout" in has else Zones(),
         "team": _team(loop),
-        **dict.fromkeys(("T", "B", "reverse_bits"), "i32"),
+        **dict.fromkeys(("T", "B", "walk_bits"), "i32"),
     }
-    gx = Strided(pointer, "i64", "i32", "i32")
+    gx = Strided(pointer, "i64:16", "i32:16", "i32:16")
     if forward:
         return groups | {
             "gx": gx,
-            "states": States(initial, states),
+            "states": States(initial, states, pointer if dropout and has_initial else None),
             "out": Outputs(
                 y=pointer,
-                later=states[1:] or None if saves else None,
+                later=None if keep == "nothing" else states[1:] or None,
                 saved=saved,
-                inner=pointer if cell.inner is not None else None,
-                sent=pointer if dropout else None,
+                inner=pointer if operands and cell.inner is not None else None,
+                sent=pointer if operands and dropout else None,
             ),
         }
     again = loop.SAVED > 0 and saved is None
     return groups | {
-        "dy": Strided(pointer, None, "i32", "i32"),
+        "dy": Strided(pointer, None, "i32:16", "i32:16"),
         "gradients": LayerGradients(
             final=states,
-            initial=states,
+            initial=initial,
             reset=states if to_state else None,
             parameters="*fp32" if cell.parameters else None,
         ),
         "past": Past(initial, pointer, states[1:] or None, saved),
         "gx": gx if again else Strided(),
-        "ga": Strided(pointer, "i64") if again else Strided(),
+        "ga": Strided(pointer, "i64:16") if again else Strided(),
         "out": StepGradients(pointer, pointer if cell.split_gradient else None),
     }
 
@@ -103,36 +106,33 @@ def _team(loop: Loop) -> Team:
     return Team(
         arrivals="*i32" if loop.EXCHANGE == "barrier" else None,
         status="*i32",
-        spin_limit="i32",
+        spin_limit="i32:16",
         partial="*i32" if loop.SPLIT_K > 1 else None,
     )
 
 
 def signature_of(
-    fn: triton.JITFunction, types: Mapping[str, Any], constexprs: Mapping[str, Any], *, aligned: bool
+    fn: triton.JITFunction, types: Mapping[str, Any], constexprs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[Any, Any], dict[tuple[int, ...], Any]]:
     """Signature, constants and attributes as `triton.compile` takes them, for tensors whose memory begins at a multiple
     of 16 bytes.
-
-    aligned:  whether strides are multiples of 16 elements.
     """
     constants: dict[Any, Any] = dict(constexprs)
     attrs: dict[tuple[int, ...], Any] = {}
 
-    def described(kind: Any, path: tuple[int, ...], name: str) -> Any:
+    def described(kind: Any, path: tuple[int, ...]) -> Any:
         if kind is None:
             constants[path] = None
             return "constexpr"
         if isinstance(kind, tuple):
-            names = getattr(kind, "_fields", (name,) * len(kind))
-            leaves = [described(leaf, (*path, i), names[i]) for i, leaf in enumerate(kind)]
+            leaves = [described(leaf, (*path, i)) for i, leaf in enumerate(kind)]
             return type(kind)(*leaves) if hasattr(kind, "_fields") else tuple(leaves)
-        if kind.startswith("*") or name == "spin_limit" or (aligned and name in _STRIDES):
+        if kind.startswith("*") or kind.endswith(_ALIGNED):
             attrs[path] = _SIXTEEN
-        return kind
+        return kind.removesuffix(_ALIGNED)
 
     signature = {
-        name: "constexpr" if name in constexprs else described(types[name], (index,), name)
+        name: "constexpr" if name in constexprs else described(types[name], (index,))
         for index, name in enumerate(fn.arg_names)
     }
     return signature, constants, attrs

@@ -12,6 +12,7 @@ import triton
 from .argument_types import signature_of, types_of
 from .cell_spec import find_cell
 from .config import Config
+from .kept import Keep, saved_tiles
 from .loop.backward import backward
 from .loop.forward import forward
 from .loop.groups import Loop
@@ -59,12 +60,6 @@ def loop_of(problem: Problem, config: Config, platform: str) -> Loop:
     )
 
 
-def saved_tiles(problem: Problem) -> int:
-    """Tiles of v that the loop backwards needs: zoneout's takes the new state as it was before."""
-    cell = find_cell(problem.cell)
-    return cell.values if "zoneout" in problem.features else cell.saved
-
-
 def backend_options(platform: str) -> dict[str, Any]:
     """Compiler options on top of warps and stages.
 
@@ -107,9 +102,9 @@ def team_size(problem: Problem, config: Config) -> int:
     return 1 if config.regime == "single_cta" else unit_blocks(problem, config) * split_k(problem, config)
 
 
-def partial_shape(problem: Problem, config: Config, groups: int) -> tuple[int, ...]:
+def partial_shape(problem: Problem, config: Config, teams: int) -> tuple[int, ...]:
     """Of the memory in which parts of products are exchanged (see `split_k`)."""
-    teams, split = problem.directions * groups, split_k(problem, config)
+    split = split_k(problem, config)
     return teams, unit_blocks(problem, config), 2, split, config.BLOCK_B, split * config.BLOCK_H
 
 
@@ -118,13 +113,21 @@ def batch_tiles(problem: Problem, config: Config) -> int:
 
 
 def least_grid(problem: Problem, config: Config) -> int:
-    """Programs that must be resident at once: a team for each direction; a single CTA waits for nobody."""
-    return 1 if config.regime == "single_cta" else problem.directions * team_size(problem, config)
+    """Programs that must be resident at once, a team's: directions that do not fit beside each other take turns."""
+    return team_size(problem, config)
+
+
+def directions_at_once(problem: Problem, config: Config, resident: int) -> int:
+    """Directions of one launch: all of them where the GPU holds a team for each at once, else one after the other."""
+    if config.regime == "single_cta" or resident >= problem.directions * team_size(problem, config):
+        return problem.directions
+    return 1
 
 
 def num_groups(problem: Problem, config: Config, resident: int) -> int:
     """Teams side by side per direction: as many as have a batch tile and as the GPU holds at once."""
-    return max(1, min(batch_tiles(problem, config), resident // least_grid(problem, config)))
+    programs = directions_at_once(problem, config, resident) * team_size(problem, config)
+    return max(1, min(batch_tiles(problem, config), resident // programs))
 
 
 @dataclass(frozen=True)
@@ -149,18 +152,17 @@ def describe(
     *,
     has_bias: bool = True,
     has_initial: bool = True,
-    saves: bool = False,
+    keep: Keep = "nothing",
 ) -> KernelDescription:
     """The kernel as `launch` runs it on aligned tensors, for a GPU that need not be there.
 
-    saves:  forward: the kernel also stores v and the later states; backward: it reads v instead of
-            working it out again.
+    keep:  what the loop stores, or backwards what the one before it stored; backwards v is there or worked out again.
     """
     loop = loop_of(problem, config, limits.arch[0])
     fn = kernel_of(problem)
-    groups = types_of(problem, loop, has_bias=has_bias, has_initial=has_initial, saves=saves)
+    groups = types_of(problem, config, loop, has_bias=has_bias, has_initial=has_initial, keep=keep)
     constants = constexprs(problem, config, limits.arch[0])
-    signature, values, attrs = signature_of(fn, groups, constants, aligned=problem.hidden_size % 16 == 0)
+    signature, values, attrs = signature_of(fn, groups, constants)
     return KernelDescription(
         fn=fn,
         signature=signature,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from .alignment import aligned
 from .packed_rows import PackedRows
 
 
@@ -60,9 +61,9 @@ class Extras(NamedTuple):
     def cast(self, dtype: torch.dtype) -> Extras:
         """As the kernels take them."""
         return Extras(
-            None if self.lengths is None else self.lengths.to(torch.int32).contiguous(),
-            None if self.starts is None else self.starts.to(torch.int64).contiguous(),
-            None if self.resets is None else self.resets.contiguous().view(torch.uint8),
+            None if self.lengths is None else aligned(self.lengths.to(torch.int32).contiguous()),
+            None if self.starts is None else aligned(self.starts.to(torch.int64).contiguous()),
+            None if self.resets is None else aligned(self.resets.contiguous().view(torch.uint8)),
             None if self.reset_state is None else tuple(state.to(dtype) for state in self.reset_state),
             None if self.dropout is None else self.dropout.to(dtype),
             None if self.zoneout is None else tuple(_as_shares(share, dtype) for share in self.zoneout),
@@ -83,12 +84,7 @@ def is_one_number(tensor: torch.Tensor) -> bool:
 
 def as_steps_of_y(states: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
     """[D, B, H] -> [B, D, H], contiguous; no copy for one direction. Equal strides save the loop 30 registers."""
-    return None if states is None else tuple(_in_words(state.transpose(0, 1).contiguous()) for state in states)
-
-
-def _in_words(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied where it begins inside a 32-bit word: a team reads two 16-bit numbers at a time."""
-    return tensor.clone() if tensor.data_ptr() % 4 else tensor
+    return None if states is None else tuple(aligned(state.transpose(0, 1).contiguous()) for state in states)
 
 
 def states_before(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .alignment import empty_rows, in_sixteens
 from .cell_spec import find_cell
 from .extras import Extras, states_before
 from .problem import Precision, Problem
@@ -21,6 +22,37 @@ class LayerWeights(NamedTuple):
     b_ih: torch.Tensor | None  # [G * H]
     b_hh: torch.Tensor | None  # [G * H]
     parameters: torch.Tensor | None = None  # [P, H]: what the cell has besides, per unit
+
+
+class Wanted(NamedTuple):
+    """Which gradients anybody asks for; of a weight, in any direction."""
+
+    x: bool = True
+    w_ih: bool = True
+    w_hh: bool = True
+    b_ih: bool = True
+    b_hh: bool = True
+    parameters: bool = True
+    initial: bool = True
+    reset_state: bool = True
+
+    @property
+    def of_input(self) -> bool:
+        """Whether any needs the gradients of W_ih x + b_ih."""
+        return self.x or self.w_ih or self.b_ih
+
+
+ALL = Wanted()
+
+
+class WeightGradients(NamedTuple):
+    """One direction's, as `LayerWeights`; None where there is no such weight or nobody asks."""
+
+    w_ih: torch.Tensor | None
+    w_hh: torch.Tensor | None
+    b_ih: torch.Tensor | None
+    b_hh: torch.Tensor | None
+    parameters: torch.Tensor | None = None
 
 
 class History(NamedTuple):
@@ -74,9 +106,9 @@ def project_input(
     if not packed and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
         x, batch_first = x.transpose(0, 1), not batch_first
     rows = x.reshape(-1, x.shape[-1])
-    gx = x.new_empty(len(weights), *x.shape[:-1], weights[0].w_ih.shape[0])
+    gx = empty_rows(x, len(weights), *x.shape[:-1], weights[0].w_ih.shape[0])
     with in_precision(problem, x.device):
-        for out, w in zip(gx.view(len(weights), -1, gx.shape[-1]), weights, strict=True):
+        for out, w in zip(gx.flatten(1, -2), weights, strict=True):
             _linear(rows, w.w_ih, w.b_ih, out)
     return gx.transpose(1, 2) if batch_first and not packed else gx
 
@@ -85,7 +117,7 @@ def project_state(problem: Problem, weights: Sequence[LayerWeights], history: Hi
     """W_hh h + b_hh of every step again, [D, rows, G * H], now that all h are known: one GEMM a direction."""
     sent, hidden = history.sent, problem.hidden_size
     rows = sent.numel() // sent.shape[-1]
-    ga = sent.new_empty(len(weights), rows, weights[0].w_hh.shape[0])
+    ga = sent.new_empty(len(weights), in_sixteens(rows), weights[0].w_hh.shape[0])[:, :rows]
     with in_precision(problem, sent.device):
         for direction, w in enumerate(weights):
             if history.extras.reorders:
@@ -117,9 +149,9 @@ def gradients_of_weights(
     dx: torch.Tensor,
     *,
     batch_first: bool,
-    needs_dx: bool,
-) -> tuple[torch.Tensor | None, list[LayerWeights]]:
-    """The gradients of x and of every weight, from those of both preactivations at every step.
+    wanted: Wanted,
+) -> tuple[torch.Tensor | None, list[WeightGradients]]:
+    """The gradients of x and of the weights that are wanted, from those of both preactivations at every step.
 
     da, dx:  of W_hh h and of W_ih x: [T, B, D * G * H] or packed [rows, D * G * H].
     """
@@ -132,14 +164,14 @@ def gradients_of_weights(
             columns = slice(direction * rows, (direction + 1) * rows)
             da_d, dx_d = da[..., columns], dx[..., columns].reshape(-1, rows)
             found.append(
-                LayerWeights(
-                    dx_d.t() @ rows_of_x,
-                    _gradient_of_w_hh(problem, history, direction, da_d, hidden),
-                    None if w.b_ih is None else dx_d.sum(0),
-                    None if w.b_hh is None else da_d.flatten(0, -2).sum(0),
+                WeightGradients(
+                    dx_d.t() @ rows_of_x if wanted.w_ih else None,
+                    _gradient_of_w_hh(problem, history, direction, da_d, hidden) if wanted.w_hh else None,
+                    dx_d.sum(0) if wanted.b_ih and w.b_ih is not None else None,
+                    da_d.flatten(0, -2).sum(0) if wanted.b_hh and w.b_hh is not None else None,
                 )
             )
-            if needs_dx:
+            if wanted.x:
                 grad_x = dx_d @ w.w_ih if grad_x is None else torch.addmm(grad_x, dx_d, w.w_ih)
     if grad_x is not None:
         grad_x = grad_x.view(*da.shape[:-1], x.shape[-1])

@@ -6,17 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import triton
 
 from .config import Config
 from .describe import (
     backend_options,
     batch_tiles,
     constexprs,
+    directions_at_once,
     kernel_of,
     least_grid,
     num_groups,
     partial_shape,
     split_k,
+    team_size,
 )
 from .executor import substitute
 from .loop.groups import Team
@@ -33,7 +36,9 @@ class NotResidentError(RuntimeError):
 
 
 def launch(problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
-    """Run `kernel_of(problem)` on the layer's groups of arguments, T, B and reverse_bits; the rest is added here.
+    """Run `kernel_of(problem)` on the layer's groups of arguments, T, B and walk_bits; the rest is added here.
+
+    Two directions whose teams do not fit on the GPU at once are two launches.
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
@@ -57,18 +62,36 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
                 f"{problem.cell} with hidden_size={problem.hidden_size} needs {least_grid(problem, config)} programs "
                 f"resident at once with {config}; {device} holds {resident}"
             )
-        side_by_side = num_groups(problem, config, resident)
-        if config.exchange == "barrier":
-            teams = problem.directions * side_by_side
-            team = team._replace(arrivals=torch.zeros(teams, 32, dtype=torch.int32, device=device))
-        if split_k(problem, config) > 1:
-            shape = partial_shape(problem, config, side_by_side)
-            team = team._replace(partial=torch.full(shape, -1, dtype=torch.int32, device=device))
-        arguments["team"] = team
-        grid = side_by_side * least_grid(problem, config)
+        at_once, side_by_side = directions_at_once(problem, config, resident), num_groups(problem, config, resident)
+        for turn in range(problem.directions // at_once):
+            arguments["team"] = _with_memory(team, problem, config, at_once * side_by_side, device)
+            if at_once < problem.directions:
+                arguments["walk_bits"] = alone(groups["walk_bits"], turn)
+            _run(kernel, at_once * side_by_side * team_size(problem, config), arguments, options, device)
     else:
-        grid = problem.directions * batch_tiles(problem, config)
+        _run(kernel, problem.directions * batch_tiles(problem, config), arguments, options, device)
+
+
+def alone(walk_bits: int, direction: int) -> int:
+    """The bits of a launch of one of two directions (see `walk.this_member`)."""
+    return walk_bits | 1 + direction << 2
+
+
+def _with_memory(team: Team, problem: Problem, config: Config, teams: int, device: torch.device) -> Team:
+    """Counters and scratch memory as a launch of so many teams finds them."""
+    if config.exchange == "barrier":
+        team = team._replace(arrivals=torch.zeros(teams, 32, dtype=torch.int32, device=device))
+    if split_k(problem, config) > 1:
+        shape = partial_shape(problem, config, teams)
+        team = team._replace(partial=torch.full(shape, -1, dtype=torch.int32, device=device))
+    return team
+
+
+def _run(
+    kernel: triton.JITFunction, grid: int, arguments: dict[str, Any], options: dict[str, Any], device: torch.device
+) -> None:
     arguments = {name: arguments[name] for name in kernel.arg_names}
+    executor = substitute()
     if executor:
         executor.run(kernel, grid, arguments)
         raise_if_stalled(device)

@@ -7,16 +7,26 @@ GEMMs and sums over all steps for the weights and the input; no atomics, so the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from .alignment import aligned, aligned_rows, strides
 from .cell_spec import find_cell
 from .channel import fill_channel, without_sentinel
 from .config import Config
-from .describe import saved_tiles
 from .extras import Extras, as_steps_of_y, is_one_number
-from .gemm import History, LayerWeights, gradients_of_weights, project_input, project_state
+from .gemm import (
+    ALL,
+    History,
+    LayerWeights,
+    Wanted,
+    WeightGradients,
+    gradients_of_weights,
+    project_input,
+    project_state,
+)
+from .kept import Keep, keeps_values, saved_tiles, writes_operands
 from .launch import launch
 from .loop.groups import (
     Dropout,
@@ -32,10 +42,6 @@ from .loop.groups import (
     Zones,
 )
 from .problem import Problem
-
-Keep = Literal["nothing", "save", "recompute"]
-"""What a forward pass keeps for the backward pass: nothing; the gate values of every step ("save");
-or only what cannot be had again by one GEMM, an LSTM's cell states ("recompute")."""
 
 PLAIN = Extras()
 
@@ -57,8 +63,10 @@ class Residuals(NamedTuple):
 
 
 class Gradients(NamedTuple):
+    """None, or an empty tuple, for what nobody asked for."""
+
     x: torch.Tensor | None
-    weights: list[LayerWeights]
+    weights: list[WeightGradients]
     initial: tuple[torch.Tensor, ...]
     reset_state: tuple[torch.Tensor, ...] = ()
 
@@ -118,12 +126,8 @@ def forward_layer(
     residuals = Residuals(
         kept,
         _saved(problem, y, width) if keeps_values(problem, keep) else None,
-        torch.empty_like(y)
-        if cell.inner is not None and (keep != "nothing" or config.regime == "cooperative")
-        else None,
-        torch.empty_like(y)
-        if extras.dropout is not None and (keep != "nothing" or config.regime == "cooperative")
-        else None,
+        torch.empty_like(y) if cell.inner is not None and writes_operands(config, keep) else None,
+        torch.empty_like(y) if extras.dropout is not None and writes_operands(config, keep) else None,
     )
     if batch_size == 0:
         return y, final, residuals
@@ -137,13 +141,13 @@ def forward_layer(
     groups = {
         "gx": _strided(gx, extras),
         "layer": _layer(weights, with_bias=True),
-        "states": States(as_steps_of_y(initial), final),
+        "states": States(as_steps_of_y(initial), final, _sent_initial(extras, initial)),
         "out": Outputs(y, kept or None, residuals.saved, residuals.inner, residuals.sent),
-        "dropout": _dropout(extras, initial),
+        "dropout": _dropout(extras),
         **_options(extras, width),
         "T": steps,
         "B": batch_size,
-        "reverse_bits": _reverse_bits(directions, reverse),
+        "walk_bits": _walk_bits(directions, reverse),
     }
     if extras.reset_state is not None:
         groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
@@ -164,7 +168,7 @@ def backward_layer(
     *,
     batch_first: bool = False,
     reverse: bool = False,
-    needs_dx: bool = True,
+    wanted: Wanted = ALL,
     extras: Extras = PLAIN,
 ) -> Gradients:
     """Gradients of `forward_layer`'s x, weights, initial and reset states, from those of y and the final states.
@@ -172,6 +176,7 @@ def backward_layer(
     y, residuals:  what `forward_layer` returned with keep="save" or "recompute".
     dy:            as y, any strides, or None where nothing used y.
     d_final:       one [D, B, H] per state, or None for each that nothing used.
+    wanted:        which of all gradients are computed; of initial and reset states only where such are given.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
@@ -179,12 +184,16 @@ def backward_layer(
     directions, hidden = len(weights), problem.hidden_size
     width = directions * hidden
     steps, batch_size = extras.extent(y)
-    d_initial = tuple(y.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
-    d_reset = None if extras.reset_state is None else tuple(torch.empty_like(state) for state in d_initial)
+
+    def of_states() -> tuple[torch.Tensor, ...]:
+        return tuple(y.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
+
+    d_initial = of_states() if initial is not None and wanted.initial else None
+    d_reset = of_states() if extras.reset_state is not None and wanted.reset_state else None
     da = y.new_empty(*y.shape[:-1], cell.gates * width)
-    dx = torch.empty_like(da) if cell.split_gradient else None
+    dx = torch.empty_like(da) if cell.split_gradient and wanted.of_input else None
     d_parameters = None
-    if cell.parameters:
+    if cell.parameters and wanted.parameters:
         tiles = (batch_size + config.BLOCK_B - 1) // config.BLOCK_B
         d_parameters = y.new_empty(tiles, directions, cell.parameters, hidden, dtype=torch.float32)
     history = History(y if residuals.sent is None else residuals.sent, residuals.inner, initial, extras, reverse)
@@ -196,8 +205,7 @@ def backward_layer(
             gx = project_input(problem, x, weights, batch_first=batch_first)
             ga = project_state(problem, weights, history)
         if dy is not None:
-            dy = dy.to(problem.dtype)
-            dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+            dy = aligned_rows(dy.to(problem.dtype))
         waits = config.regime == "cooperative" and config.exchange == "dataflow"
         fill_channel(da, extras, sentinel=waits)
         if dx is not None:
@@ -205,34 +213,26 @@ def backward_layer(
         groups = {
             # A direction's part of dy lies beside the other's, as in y.
             "dy": _strided(dy, extras)._replace(direction=None),
-            "gradients": LayerGradients(_given_or_zeros(d_final, d_initial), d_initial, d_reset, d_parameters),
+            "gradients": LayerGradients(_given_or_zeros(d_final, y.dtype), d_initial, d_reset, d_parameters),
             "layer": _layer(weights, with_bias=False),
             "past": Past(as_steps_of_y(initial), y, residuals.kept or None, residuals.saved),
             "gx": _strided(gx, extras),
             "ga": Strided() if ga is None else Strided(ga, ga.stride(0)),
             "out": StepGradients(da, dx),
-            "dropout": _dropout(extras, None),
+            "dropout": _dropout(extras),
             **_options(extras, width),
             "T": steps,
             "B": batch_size,
-            "reverse_bits": _reverse_bits(directions, reverse),
+            "walk_bits": _walk_bits(directions, reverse),
         }
         launch(problem, config, y.device, groups)
     grad_x, of_weights = gradients_of_weights(
-        problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, needs_dx=needs_dx
+        problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, wanted=wanted
     )
     if d_parameters is not None:
         summed = (own.sum(0).to(problem.dtype) for own in d_parameters.unbind(1))
         of_weights = [w._replace(parameters=own) for w, own in zip(of_weights, summed, strict=True)]
-    return Gradients(grad_x, of_weights, d_initial, d_reset or ())
-
-
-def keeps_values(problem: Problem, keep: Keep) -> bool:
-    """Whether v of every step is kept. A cell with two products always keeps it: its second product multiplies
-    something that no single GEMM brings back."""
-    if not saved_tiles(problem) or keep == "nothing":
-        return False
-    return keep == "save" or find_cell(problem.cell).inner is not None
+    return Gradients(grad_x, of_weights, d_initial or (), d_reset or ())
 
 
 def _saved(problem: Problem, y: torch.Tensor, width: int) -> torch.Tensor:
@@ -244,8 +244,9 @@ def _strided(tensor: torch.Tensor | None, extras: Extras) -> Strided:
     if tensor is None:
         return Strided()
     packed = extras.starts is not None
-    directions = tensor.stride(0) if tensor.dim() == (3 if packed else 4) else None
-    return Strided(tensor, directions, 0 if packed else tensor.stride(-3), tensor.stride(-2))
+    each = strides(tensor)
+    directions = each[0] if tensor.dim() == (3 if packed else 4) else None
+    return Strided(tensor, directions, 0 if packed else each[-3], each[-2])
 
 
 def _layer(weights: Sequence[LayerWeights], *, with_bias: bool) -> Layer:
@@ -270,14 +271,20 @@ def _zones(shares: Sequence[torch.Tensor] | None, width: int) -> Zones:
         return Zones()
     if all(map(is_one_number, shares)):
         return Zones(tuple(shares), 0, 0)
-    return Zones(tuple(share.contiguous() for share in shares), width, 1)
+    return Zones(tuple(aligned(share.contiguous()) for share in shares), width, 1)
 
 
-def _dropout(extras: Extras, initial: Sequence[torch.Tensor] | None) -> Dropout:
+def _dropout(extras: Extras) -> Dropout:
     if extras.dropout is None:
         return Dropout()
-    sent_initial = None if initial is None else (initial[0] * extras.dropout).transpose(0, 1).contiguous()
-    return Dropout(extras.dropout.transpose(0, 1).contiguous(), sent_initial)
+    return Dropout(aligned(extras.dropout.transpose(0, 1).contiguous()))
+
+
+def _sent_initial(extras: Extras, initial: Sequence[torch.Tensor] | None) -> torch.Tensor | None:
+    """h_0 times the dropout factors, as a step of y; None where it goes through W_hh as it is."""
+    if extras.dropout is None or initial is None:
+        return None
+    return (initial[0] * extras.dropout).transpose(0, 1).contiguous()
 
 
 def _sent_reset(extras: Extras) -> torch.Tensor:
@@ -287,15 +294,14 @@ def _sent_reset(extras: Extras) -> torch.Tensor:
     return without_sentinel(h.transpose(0, 1).contiguous())
 
 
-def _given_or_zeros(
-    gradients: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, ...] | None:
-    """One tensor each, or None where all are."""
-    if all(gradient is None for gradient in gradients):
+def _given_or_zeros(gradients: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor, ...] | None:
+    """One contiguous and aligned tensor of this dtype each, or None where all are."""
+    given = next((gradient for gradient in gradients if gradient is not None), None)
+    if given is None:
         return None
     return tuple(
-        torch.zeros_like(other) if gradient is None else gradient.to(other.dtype).contiguous()
-        for gradient, other in zip(gradients, like, strict=True)
+        aligned((torch.zeros_like(given) if gradient is None else gradient).to(dtype).contiguous())
+        for gradient in gradients
     )
 
 
@@ -307,5 +313,5 @@ def _cast(
     return x.to(dtype), cast, None if initial is None else tuple(state.to(dtype) for state in initial)
 
 
-def _reverse_bits(directions: int, reverse: bool) -> int:
+def _walk_bits(directions: int, reverse: bool) -> int:
     return 0b10 if directions == 2 else int(reverse)

@@ -15,7 +15,8 @@ import holdfast
 from holdfast.autotune import _valid, current_mode, mode, on_miss, store
 from holdfast.autotune.candidates import choose
 from holdfast.autotune.identity import fingerprint, key_of, problem_of
-from holdfast.autotune.select import UnusableEntryWarning, explained, faster_keep, pinned, select, select_for
+from holdfast.autotune.pin import pinned
+from holdfast.autotune.select import UnusableEntryWarning, explained, faster_keep, select, select_for
 from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret

@@ -24,7 +24,7 @@ from holdfast.bench.suites.session import Session
 from holdfast.kernels.interpreter import interpret
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = (*SUITES, "auto", "tasks", "report", "compare")
+COMMANDS = (*SUITES, "auto", "tasks", "real-models", "recipes", "report", "compare")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU does")
 
 

@@ -126,14 +126,14 @@ def compile_for_h100(kernel, values, config, dtype):
         "team": Team(
             arrivals="*i32" if loop.EXCHANGE == "barrier" else None,
             status="*i32",
-            spin_limit="i32",
+            spin_limit="i32:16",
             partial="*i32" if loop.SPLIT_K > 1 else None,
         ),
         **dict.fromkeys(("T", "B"), "i32"),
         "out_ptr": "*fp32",
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **backend_options("cuda")}
-    return compile_offline(kernel, *signature_of(kernel, types, values, aligned=True), "sm_90", **options)
+    return compile_offline(kernel, *signature_of(kernel, types, values), "sm_90", **options)
 
 
 def test_passes_multiply_a_step():

@@ -166,11 +166,11 @@ class Gated(nn.LSTM):
 
 
 def test_subclasses_are_left_alone():
-    model = nn.Sequential(Gated(3, 4), parametrizations.weight_norm(Gated(3, 4), "weight_hh_l0"))
-    kinds = [type(m) for m in model]
+    model = nn.Sequential(Gated(3, 4), parametrizations.weight_norm(Gated(3, 4), "weight_hh_l0"), nn.GRU(3, 4))
+    kinds = [type(m) for m in model][:2]
     expected = model[0](X)[0]
     holdfast.convert(model)
-    assert [type(m) for m in model] == kinds
+    assert [type(m) for m in model] == [*kinds, holdfast.GRU]
     assert torch.equal(model[0](X)[0], expected)
 
 
@@ -184,8 +184,117 @@ def test_subclass_of_ours_is_left_alone_by_to_torch():
 
 def test_model_without_recurrence():
     model = nn.Linear(3, 4)
-    assert holdfast.convert(model) is model
+    with pytest.warns(UserWarning, match=r"swapped nothing: no RNN.* in this model\n.*plain list.*holdfast\.patch"):
+        assert holdfast.convert(model) is model
     assert holdfast.to_torch(model) is model
+
+
+def test_nothing_swapped_warns_with_the_reason():
+    with pytest.warns(UserWarning, match=r"swapped nothing: a  .*Gated  left: a subclass .*subclasses=\[Gated\]"):
+        holdfast.convert(nn.ModuleDict({"a": Gated(3, 4)}))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_no_warning_where_something_is_holdfasts():
+    holdfast.convert(holdfast.convert(Model()))
+    holdfast.convert(nn.Sequential(nn.GRU(3, 4), Gated(3, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning", "ignore:.*quantize_per_tensor:UserWarning")
+def test_report(capsys):
+    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(3, 4)), {nn.LSTM})
+    model = nn.ModuleDict({"ours": nn.GRU(3, 4), "cell": nn.LSTMCell(3, 4), "theirs": Gated(3, 4)})
+    model.update({"scripted": torch.jit.script(nn.GRU(3, 4)), "int8": quantised, "head": nn.Linear(4, 2)})
+    before = holdfast.conversion_report(model)
+    assert [found.name for found in before.converted] == []
+    assert before.left[0].left == "holdfast.convert was not called since it was made"
+
+    holdfast.convert(model, report=True)
+    report = holdfast.conversion_report(model)
+    assert str(report) in capsys.readouterr().out
+    assert [(found.name, found.module) for found in report.converted] == [
+        ("ours", "holdfast.GRU"),
+        ("cell", "holdfast.LSTMCell"),
+    ]
+    assert {found.name: found.left.split(":")[0].split(",")[0] for found in report.left} == {
+        "theirs": "a subclass of torch.nn.LSTM",
+        "scripted": "scripted",
+        "int8.0": "quantised",
+    }
+    assert len(report) == 5
+    assert {found.name for found in report} == {"ours", "cell", "theirs", "scripted", "int8.0"}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), PAIRS)
+def test_keep_isinstance(theirs, ours):
+    module = theirs(3, 4)
+    x = X if issubclass(theirs, nn.RNNBase) else X[0]
+    expected = module(x)
+    assert holdfast.convert(module, keep_isinstance=True) is module
+    assert isinstance(module, theirs)
+    assert isinstance(module, ours)
+    assert repr(module) == repr(theirs(3, 4))
+    for each in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(each) is type(module)
+        torch.testing.assert_close(each(x), expected, rtol=0, atol=0)
+    assert module.explain(x).regime == "eager"
+    holdfast.to_torch(module)
+    assert type(module) is theirs
+
+
+def test_keep_isinstance_of_a_converted_model():
+    module = holdfast.LSTM(3, 4, peepholes=True)
+    expected = module(X)[0]
+    holdfast.convert(module, keep_isinstance=True)
+    assert isinstance(module, nn.LSTM)
+    assert torch.equal(module(X)[0], expected)
+    holdfast.convert(module)
+    assert isinstance(module, nn.LSTM)
+    with pytest.raises(ValueError, match="peepholes=True"):
+        holdfast.to_torch(module)
+
+
+def test_keep_isinstance_of_a_parametrized_module():
+    module = parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
+    expected = module(X)[0]
+    holdfast.convert(module, keep_isinstance=True)
+    assert isinstance(module, nn.LSTM)
+    assert isinstance(module, holdfast.LSTM)
+    assert torch.equal(module(X)[0], expected)
+    assert type(nn.utils.parametrize.type_before_parametrizations(holdfast.to_torch(module))) is type
+
+
+def test_keep_isinstance_and_its_price_under_compile():
+    module = holdfast.convert(nn.GRU(3, 4), keep_isinstance=True)
+    expected = module(X)[0]
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="allow_rnn"):
+        torch.compile(module, backend="eager", fullgraph=True)(X)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(X)[0], expected)
+
+
+def test_cooperative_subclass():
+    module = parametrizations.weight_norm(Gated(3, 4), "weight_hh_l0")
+    model = nn.Sequential(Gated(3, 4), module, nn.LSTM(3, 4))
+    expected = [m(X)[0] for m in model]
+    holdfast.convert(model, subclasses=[Gated])
+    assert all(isinstance(m, holdfast.LSTM) for m in model)
+    assert [isinstance(m, Gated) for m in model] == [True, True, False]
+    assert all(torch.equal(m(X)[0], e) for m, e in zip(model, expected, strict=True))
+    assert holdfast.conversion_report(model).converted[0].module == f"{Gated.__module__}.Gated"
+    for copied in (copy.deepcopy(model[0]), pickle.loads(pickle.dumps(model[0]))):
+        assert type(copied) is type(model[0])
+        assert torch.equal(copied(X)[0], expected[0])
+    holdfast.to_torch(model)
+    assert [type(model[0]), type(model[2])] == [Gated, nn.LSTM]
+    assert not isinstance(model[1], holdfast.LSTM)
+
+
+@pytest.mark.parametrize("wrong", [nn.LSTM, nn.Linear, holdfast.Stateful, "Gated"], ids=str)
+def test_no_subclass(wrong):
+    with pytest.raises(TypeError, match=r"subclasses should be subclasses of torch\.nn's recurrent modules, got"):
+        holdfast.convert(Model(), subclasses=[wrong])
 
 
 @pytest.mark.parametrize("no_model", [None, "lstm", 3, torch.zeros(2), nn.LSTM], ids=str)

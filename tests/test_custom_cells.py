@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import holdfast
 from holdfast.autotune.compile_many import Request, compile_many
+from holdfast.autotune.pin import pinned
 from holdfast.autotune.processes import modules_of_own_cells
-from holdfast.autotune.select import pinned
 from holdfast.bench.check import run as check
 from holdfast.bench.cli import app
 from holdfast.bench.method.judge import compare_all

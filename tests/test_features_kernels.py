@@ -7,7 +7,7 @@ import torch
 from plain_loop import compare, draw_case
 
 import holdfast
-from holdfast.autotune.select import pinned
+from holdfast.autotune.pin import pinned
 from holdfast.kernels.config import Config
 
 pytestmark = [

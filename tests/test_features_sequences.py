@@ -10,12 +10,13 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import holdfast
-from holdfast.cells import base
+from holdfast.cells.eager import ragged, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 MODULES = {
     "rnn": (holdfast.RNN, nn.RNN, {}),
+    "rnn_relu": (holdfast.RNN, nn.RNN, {"nonlinearity": "relu"}),
     "gru": (holdfast.GRU, nn.GRU, {}),
     "lstm": (holdfast.LSTM, nn.LSTM, {}),
     "lstm_proj": (holdfast.LSTM, nn.LSTM, {"proj_size": 2}),
@@ -23,6 +24,13 @@ MODULES = {
 LAYERS = [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}]
 T, B, INPUT, HIDDEN = 7, 5, 3, 4
 LENGTHS = [3, 7, 0, 1, 5]
+
+
+@pytest.fixture(params=["null steps", "segments"], autouse=True)
+def layout(request, monkeypatch):
+    """Both ways in which torch's op runs lengths and resets; a cell that cannot be closed has one."""
+    for limit in ("MOST_STEPS_OF_A_KERNEL", "MOST_STEPS_OF_A_LOOP"):
+        monkeypatch.setattr(ragged, limit, {"null steps": float("inf"), "segments": 0.0}[request.param])
 
 
 @pytest.fixture(params=MODULES)
@@ -179,7 +187,7 @@ def test_order_of_the_batch_does_not_matter(kind):
 def test_neither_walks_time_in_python(kind, monkeypatch):
     """torch's cells are cut into segments for one packed batch; the plain recurrence is for other cells."""
     a, _ = pair(kind, num_layers=2)
-    monkeypatch.setattr(base, "run_recurrence", None)
+    monkeypatch.setattr(run, "run_recurrence", None)
     a(inputs(a), lengths=LENGTHS, resets=torch.rand(T, B) < 0.3)
     with pytest.raises(TypeError, match="NoneType"):
         holdfast.LSTM(INPUT, HIDDEN, peepholes=True)(torch.randn(T, B, INPUT), lengths=LENGTHS)

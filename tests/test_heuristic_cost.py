@@ -25,6 +25,7 @@ from holdfast.bench.output.compile_report import quick_grid
 from holdfast.kernels import cell_spec
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
+from holdfast.kernels.describe import directions_at_once
 from holdfast.kernels.plan import Reason
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import A100, B200, H100, KNOWN, L4
@@ -49,6 +50,20 @@ def test_the_heuristics_choice_is_the_first_that_the_tuner_tries(limits):
         costs = [r.estimate.step_us for r in ranked[1:]]
         assert costs == sorted(costs)
         assert len({r.config for r in ranked} | {r.config for r in refused}) == len(ranked) + len(refused)
+
+
+@pytest.mark.parametrize("limits", KNOWN, ids=lambda limits: limits.name)
+def test_two_directions_have_a_kernel_where_one_has(limits):
+    for problem in (replace(some_problem(), directions=1) for _ in range(60)):
+        one, both = choose(problem, limits), choose(replace(problem, directions=2), limits)
+        assert isinstance(both, Config) == isinstance(one, Config), problem
+
+
+def test_directions_in_turn_take_two_passes():
+    one, both = replace(LSTM, hidden_size=1100), replace(LSTM, hidden_size=1100, directions=2)
+    config = choose(both, H100)
+    assert directions_at_once(both, config, H100.num_sms) == 1
+    assert [estimate(problem, config, H100).passes for problem in (one, both)] == [1, 2]
 
 
 def test_the_space_is_wider_than_the_heuristics_table():
@@ -78,7 +93,7 @@ def test_every_value_of_the_space_is_tried_somewhere():
         ("fills_its_columns", Config("cooperative", 16, 16, 512), replace(LSTM, hidden_size=520), H100),
         ("may_fit_shared", Config("cooperative", 16, 64, 256), LSTM, H100),
         ("fits_registers", Config("cooperative", 64, 16, 128), replace(LSTM, batch_size=64, hidden_size=1024), H100),
-        ("may_be_co_resident", Config("cooperative", 16, 8, 128), replace(LSTM, directions=2), L4),
+        ("may_be_co_resident", Config("cooperative", 16, 8, 128), replace(LSTM, hidden_size=1024), L4),
     ],
 )
 def test_each_constraint_refuses_with_its_name_and_a_reason(name, config, problem, limits):

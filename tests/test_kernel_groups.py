@@ -127,7 +127,7 @@ def test_no_field_has_the_name_of_something_that_tuples_have(group):
 def test_what_changes_from_call_to_call_compiles_nothing():
     """`do_not_specialize` does not reach into a tuple: these are arguments of their own."""
     for kernel in (forward, backward):
-        assert {p.name for p in kernel.params if p.do_not_specialize} == {"T", "B", "reverse_bits"}
+        assert {p.name for p in kernel.params if p.do_not_specialize} == {"T", "B", "walk_bits"}
 
 
 def test_no_jitted_function_is_wide():

@@ -12,6 +12,7 @@ from holdfast.bench.check.layer import Case, Layer, check_gradients
 from holdfast.bench.check.run import DTYPES, REGIMES
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
+from holdfast.kernels.gemm import Wanted, WeightGradients
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.layer import backward_layer, forward_layer
 
@@ -62,6 +63,24 @@ def test_one_direction_from_the_end(cell, regime, keep, device):
 def test_many_batch_tiles_share_few_teams(regime):
     with interpret(seed=1, resident_programs=8):
         assert_right(Case("gru", regime, torch.float32, 40, 70, 2, directions=2), CPU, "recompute")
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_directions_that_do_not_fit_at_once_take_turns(cell, exchange, split, monkeypatch):
+    """37 units are 3 programs a direction, forwards, and 3 or 4 backwards: two launches for each where 5 fit."""
+    config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
+    monkeypatch.setattr(Case, "config", config)
+    case = Case(cell, "cooperative", torch.float32, 37, 18, 3, directions=2)
+    layer, found = Layer(case, seed=1), []
+    dy, *d_final = layer.loss_weights()
+    for resident, launches in [(132, 2), (5, 4)]:
+        with interpret(seed=resident, resident_programs=resident) as interpreter:
+            found.append(flat(gradients(case, layer, CPU, dy, d_final)))
+            assert interpreter.launches == launches
+    assert all(torch.equal(together, in_turn) for together, in_turn in zip(*found, strict=True))
 
 
 @pytest.mark.sampled
@@ -184,11 +203,27 @@ def test_an_empty_batch(regime, device):
     assert all(w is None or not w.any() for w in found.weights[0])
 
 
-def test_no_gradient_of_x_unless_asked(device):
-    case = Case("gru", "single_cta", torch.float32, 8)
+@pytest.mark.sampled
+@pytest.mark.parametrize("field", Wanted._fields)
+@pytest.mark.parametrize(("cell", "regime"), EVERY)
+def test_a_gradient_alone_is_that_among_all(cell, regime, field, device):
+    case = Case(cell, regime, torch.float32, 20, 3, 3, directions=2)
     layer = Layer(case, 6)
     dy, *d_final = (t.to(device) for t in layer.loss_weights())
-    assert gradients(case, layer, device, dy, d_final, needs_dx=False).x is None
+    found = [
+        gradients(case, layer, device, dy, d_final, wanted=wanted)
+        for wanted in (Wanted(), Wanted(*[name == field for name in Wanted._fields]))
+    ]
+    everything, alone = (
+        {"x": g.x, "initial": g.initial, "reset_state": g.reset_state}
+        | {name: tuple(getattr(w, name) for w in g.weights) for name in WeightGradients._fields}
+        for g in found
+    )
+    for name, value in alone.items():
+        if name == field:
+            torch.testing.assert_close(value, everything[name], rtol=0, atol=0)
+        else:
+            assert not any(t is not None for t in (value if isinstance(value, tuple) else (value,))), name
 
 
 def test_recompute_keeps_at_most_half():

@@ -15,7 +15,8 @@ from holdfast.kernels import gemm, layer
 from holdfast.kernels.cell_spec import CELLS, find_cell
 from holdfast.kernels.extras import Extras
 from holdfast.kernels.interpreter import interpret
-from holdfast.kernels.layer import Keep, LayerWeights, forward_layer
+from holdfast.kernels.kept import Keep
+from holdfast.kernels.layer import LayerWeights, forward_layer
 from holdfast.kernels.problem import FEATURES, Problem
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

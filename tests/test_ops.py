@@ -36,7 +36,7 @@ SCHEMAS = {
         "holdfast::layer_backward(Tensor x, Tensor[] weights, Tensor[] initial, Tensor y, Tensor[] residuals, "
         "Tensor? dy, Tensor?[] d_final, str cell, SymInt directions, bool batch_first, str dtype, str precision, "
         "bool needs_dx, Tensor? lengths=None, Tensor? starts=None, Tensor? resets=None, Tensor[]? reset_state=None, "
-        "Tensor? dropout=None, Tensor[]? zoneout=None) -> Tensor[]"
+        "Tensor? dropout=None, Tensor[]? zoneout=None, SymInt wanted=-1) -> Tensor[]"
     ),
 }
 
@@ -80,6 +80,29 @@ def test_opcheck_of_layer_backward(cell, keep, options):
             gradients = (x, weights, states, y, residuals, dy, d_final, *more)
             torch.library.opcheck(OPS.layer_backward.default, (*gradients, True))
             torch.library.opcheck(OPS.layer_backward.default, (*gradients, False))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_that_nobody_asked_for_are_not_computed(cell):
+    """Frozen weights cost no product over all steps; what is left has the same bits."""
+    x, weights, initial, *more, _ = arguments(cell, "save")
+    results, products = [], []
+    for frozen in ((), (0,), (1,), tuple(range(len(weights)))):
+        for index, weight in enumerate(weights):
+            weight.requires_grad_(index not in frozen).grad = None
+        initial[0].grad = x.grad = None
+        with interpret():
+            y, *_ = OPS.layer.default(x, weights, initial, *more, "save")
+            with torch.profiler.profile() as profile:
+                y.sum().backward()
+        products.append(sum(e.count for e in profile.key_averages() if e.key in ("aten::mm", "aten::addmm")))
+        results.append([t.grad for t in (x, *initial, *weights)])
+    everything = results.pop(0)
+    # dW_hh takes two products: with h_0 and with h of the other steps, or one for each that the cell has in a step.
+    assert [products[0] - number for number in products[1:]] == [1, 2, 3]
+    for found in results:
+        assert all(g is None or torch.equal(g, e) for g, e in zip(found, everything, strict=True))
+        assert None not in found[:2]
 
 
 def test_an_empty_batch():

@@ -19,7 +19,19 @@ ROOMS = {
     "kernels": ("loop",),
     "cells": ("call", "eager", "ops"),
     "autotune": (),
-    "bench": ("check", "cli", "demo", "method", "output", "providers", "suites", "tasks", "tuning"),
+    "bench": (
+        "check",
+        "cli",
+        "demo",
+        "method",
+        "output",
+        "providers",
+        "real_models",
+        "recipes",
+        "suites",
+        "tasks",
+        "tuning",
+    ),
 }
 PACKAGES = tuple(f"{folder}/{room}" if room else folder for folder, rooms in ROOMS.items() for room in ("", *rooms))
 

@@ -14,6 +14,9 @@ from torch.export import Dim
 from torch.utils.checkpoint import checkpoint
 
 import holdfast
+from holdfast.autotune.pin import pinned
+from holdfast.kernels import layer as kernel_layer
+from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 
 pytestmark = [
@@ -257,3 +260,25 @@ def test_aot_inductor(tmp_path):
         for size in SIZES:
             x = torch.randn(*size, INPUT)
             torch.testing.assert_close(module(x), b(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pinned_config_reaches_the_backward_pass(monkeypatch):
+    """Of a compiled graph, after the block that pinned it has ended; not that of another call."""
+    seen = []
+    launch = kernel_layer.launch
+
+    def recorded(problem, config, *rest):
+        seen.append((problem.phase, config.num_warps))
+        launch(problem, config, *rest)
+
+    monkeypatch.setattr(kernel_layer, "launch", recorded)
+    model, x = holdfast.GRU(4, 8), torch.randn(3, 2, 4)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    usual, other = Config("single_cta", 16, 16, 16), Config("single_cta", 16, 16, 16, num_warps=8)
+    results = []
+    for config in (usual, other):
+        with pinned(config):
+            results.append(compiled(x)[0])
+    for y in results:
+        y.sum().backward()
+    assert seen == [("forward", 4), ("forward", 8), ("backward", 4), ("backward", 8)]

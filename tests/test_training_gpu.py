@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.autotune.select import pinned, select
+from holdfast.autotune.pin import pinned
+from holdfast.autotune.select import select
 from holdfast.bench.method.judge import compare_all, worst
 from holdfast.kernels import layer as kernel_layer
 from holdfast.kernels.problem import Problem

@@ -14,7 +14,8 @@ from ...cells.eager.recurrence import unroll
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.extras import Extras, is_one_number
-from ...kernels.layer import Keep, LayerWeights, backward_layer, forward_layer
+from ...kernels.kept import Keep
+from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.packed_rows import PackedRows
 from ...kernels.problem import Problem
 from ..method.judge import Errors, compare_all

@@ -12,7 +12,8 @@ import torch
 
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
-from ...kernels.layer import Keep, LayerWeights, backward_layer, forward_layer, run_layer
+from ...kernels.kept import Keep
+from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_layer
 from ...kernels.problem import Precision, Problem
 from ..method.judge import Errors, compare_all, relative_error, worst
 from ..method.plain_layer import PlainLayer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from ..failing import fail, make_folder, need_matplotlib
 from ..suites.catalogue import ON_A_CPU, ON_A_GPU, SUITES, Suite
 from .options import Load, grouped
 from .own_cells import loaded_cells
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 bench = typer.Typer(
     help="Measure: right first, then timed beside torch.nn and others in the same process.",
@@ -129,6 +132,61 @@ def tasks(
         fail(f"the tasks need a package that is not here: {error}", "Install it: pip install 'holdfast[bench]'")
 
 
+@bench.command(
+    "real-models", epilog="Example: holdfast bench real-models --packages real_models --quick --out real_models_out"
+)
+def real_models(
+    packages: Annotated[Path, typer.Option(help="Folder that the packages are installed in.")] = Path("real_models"),
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter inputs: a minute on a core.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for real_models.csv and real_models.md.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Trained models out of four packages: as they are, converted, and through the kernels."""
+    from ..real_models.packages import install_command, missing
+
+    if absent := missing(packages):
+        fail(f"{packages} lacks {', '.join(absent)}", f"Install them: {install_command(packages)}")
+    if out is not None:
+        make_folder(out)
+    from rich.console import Console
+
+    from ..output.tables import print_table
+    from ..real_models.run import run_real_models
+
+    table = run_real_models(packages, quick=quick, seed=seed, console=Console())
+    print_table(table)
+    if out is not None:
+        _write(table, out / "real_models")
+    if (table == "wrong").any(axis=None):
+        fail(*WRONG)
+
+
+@bench.command(epilog="Example: holdfast bench recipes --quick --only tagger --only streaming")
+def recipes(
+    only: Annotated[list[str] | None, typer.Option(help="A recipe by name; may be given again.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: whether they run and agree.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way; the least time counts.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="Folder for recipes.csv and recipes.md.")] = None,
+) -> None:
+    """Time the recipes for other packages beside the usual ways, which they must agree with."""
+    if out is not None:
+        make_folder(out)
+    from rich.console import Console
+
+    from ..recipes.run import run_recipes
+
+    try:
+        table = run_recipes(only, quick=quick, rounds=rounds, console=Console())
+    except ValueError as error:
+        fail(str(error), "Name recipes with --only, or leave it out for all of them.")
+    except ImportError as error:
+        fail(f"a recipe needs a package that is not here: {error}", "Install it: pip install 'holdfast[recipes]'")
+    except AssertionError as error:
+        fail(str(error), 'Please report it with the output of "holdfast info".')
+    if out is not None:
+        _write(table, out / "recipes")
+
+
 @bench.command(epilog="Example: holdfast bench report results")
 def report(folder: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
     """Write tables (Markdown, LaTeX) and pictures (PNG, PDF) again from a folder's CSV and provenance."""
@@ -166,6 +224,15 @@ def compare(
         print_table(shown.assign(**{name: [_percent(value) for value in shown[name]] for name in ("change", "noise")}))
     order = ("faster", "slower", "same", "unknown")
     typer.echo(", ".join(f"{counts.get(name, 0)} {name}" for name in order) + f", of {len(table)} measurements")
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    """The table as `path`.csv and `path`.md."""
+    from ..output.tables import to_markdown
+
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    path.with_suffix(".md").write_text(to_markdown(table), encoding="utf-8")
+    typer.echo(f"Written: {path.with_suffix('.csv')}, {path.with_suffix('.md')}")
 
 
 def _percent(value: float) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -23,7 +23,7 @@ from ...kernels.describe import (
     backend_options,
     batch_tiles,
     constexprs,
-    least_grid,
+    directions_at_once,
     loop_of,
     num_groups,
     partial_shape,
@@ -35,7 +35,7 @@ from ...kernels.launch import SPIN_LIMIT
 from ...kernels.loop.exchange import SENTINEL
 from ...kernels.loop.groups import Team
 from ...kernels.problem import Problem
-from ...kernels.resources import H100, from_device
+from ...kernels.resources import H100, DeviceLimits, from_device
 from ...kernels.stall import raise_if_stalled, status_word
 from .floor_kernels import exchange_only, weights_only
 
@@ -76,7 +76,8 @@ class Exchange:
         width = problem.directions * self.values["COUNT"] * problem.hidden_size
         self.channel = torch.empty(steps, problem.batch_size, width, dtype=problem.dtype, device=device)
         self.arrivals = torch.zeros(problem.directions * self.groups, 32, dtype=torch.int32, device=device)
-        self.partial = torch.empty(partial_shape(problem, config, self.groups), dtype=torch.int32, device=device)
+        shape = partial_shape(problem, config, problem.directions * self.groups)
+        self.partial = torch.empty(shape, dtype=torch.int32, device=device)
 
     def reset(self) -> None:
         """Before every run: nothing written, nobody arrived."""
@@ -93,7 +94,7 @@ class Exchange:
             partial=self.partial if split_k(self.problem, self.config) > 1 else None,
         )
         arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}
-        grid = self.groups * least_grid(self.problem, self.config)
+        grid = self.groups * self.problem.directions * team_size(self.problem, self.config)
         _launch(exchange_only, grid, arguments | self.values, self.config, self.device, cooperative=True)
 
 
@@ -127,24 +128,36 @@ def _platform() -> str:
 
 def groups_on(problem: Problem, config: Config, device: torch.device) -> int:
     """Teams side by side per direction with one program an SM; single programs: a tile each, as many as SMs."""
-    limits = H100 if substitute() else from_device(device)
-    return num_groups(problem, config, limits.num_sms)
+    return num_groups(problem, config, _limits(device).num_sms)
 
 
 def measure_floor(problem: Problem, config: Config, device: torch.device, *, steps: int = 512) -> Floor:
     """The floor of a step on this GPU: medians of 5 runs of `steps` steps, by CUDA events."""
+    passes = passes_of(problem, config, device)
+    # Of directions that take turns one is measured.
+    problem = replace(problem, directions=directions_at_once(problem, config, _limits(device).num_sms))
     weights = ResidentWeights(problem, config, device, steps)
     exchange_us = 0.0
     if config.regime == "cooperative":
         exchange = Exchange(problem, config, device, steps)
         # Both walk all passes of a program; a Floor counts one.
-        exchange_us = _median_us(exchange.run, exchange.reset) / steps / passes_of(problem, config, device)
+        exchange_us = _median_us(exchange.run, exchange.reset) / steps / tiles_of_a_team(problem, config, device)
         raise_if_stalled(device)
-    return Floor(exchange_us, _median_us(weights.run) / steps, passes_of(problem, config, device))
+    return Floor(exchange_us, _median_us(weights.run) / steps, passes)
 
 
 def passes_of(problem: Problem, config: Config, device: torch.device) -> int:
+    """Times that a program's work is done one after the other: for its batch tiles, and for directions in turn."""
+    turns = problem.directions // directions_at_once(problem, config, _limits(device).num_sms)
+    return turns * tiles_of_a_team(problem, config, device)
+
+
+def tiles_of_a_team(problem: Problem, config: Config, device: torch.device) -> int:
     return math.ceil(batch_tiles(problem, config) / groups_on(problem, config, device))
+
+
+def _limits(device: torch.device) -> DeviceLimits:
+    return H100 if substitute() else from_device(device)
 
 
 def _median_us(run: Any, before: Any = lambda: None, runs: int = 5) -> float:

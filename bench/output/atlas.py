@@ -62,9 +62,9 @@ def build_atlas(gpus: Sequence[DeviceLimits] = KNOWN, batch_size: int = 16) -> p
     return pd.DataFrame(rows)
 
 
-def _problem(cell: str, kind: str, hidden: int, phase: Phase, batch_size: int, directions: int = 1) -> Problem:
+def _problem(cell: str, kind: str, hidden: int, phase: Phase, batch_size: int) -> Problem:
     dtype, precision = KINDS[kind]
-    return Problem(CELLS[cell], dtype, hidden, batch_size, directions, precision, phase)
+    return Problem(CELLS[cell], dtype, hidden, batch_size, 1, precision, phase)
 
 
 def _row(limits: DeviceLimits, cell: str, kind: str, hidden: int, phase: Phase, batch_size: int) -> dict[str, Any]:
@@ -215,30 +215,29 @@ LARGEST = 2048
 def where_table(limits: DeviceLimits, batch_size: int = 16) -> pd.DataFrame:
     """Per cell and dtype, the largest hidden size of each path on a GPU; every smaller one has a kernel too.
 
-    Where only multiples of 16 go further, theirs stands in brackets.
+    Where only multiples of 16 go further, theirs stands in brackets. Two directions end where one does: they run beside
+    each other or in turn.
     """
 
-    def choices(cell: str, kind: str, hidden: int, directions: int, phases: tuple[Phase, ...]) -> list[Config] | None:
-        found = [choose(_problem(cell, kind, hidden, phase, batch_size, directions), limits) for phase in phases]
+    def choices(cell: str, kind: str, hidden: int, phases: tuple[Phase, ...]) -> list[Config] | None:
+        found = [choose(_problem(cell, kind, hidden, phase, batch_size), limits) for phase in phases]
         configs = [choice for choice in found if isinstance(choice, Config)]
         return configs if len(configs) == len(phases) else None
 
     def row(cell: str, kind: str) -> dict[str, str]:
         def is_single(hidden: int) -> bool:
-            configs = choices(cell, kind, hidden, 1, FORWARD)
+            configs = choices(cell, kind, hidden, FORWARD)
             return configs is not None and configs[0].regime == "single_cta"
 
-        def upto(directions: int, phases: tuple[Phase, ...]) -> str:
-            return _limit(lambda hidden: choices(cell, kind, hidden, directions, phases) is not None)
+        def upto(phases: tuple[Phase, ...]) -> str:
+            return _limit(lambda hidden: choices(cell, kind, hidden, phases) is not None)
 
         return {
             "module": cell,
             "dtype": IN_WORDS[kind],
             "single_cta": _limit(is_single),
-            "one direction, inference": upto(1, FORWARD),
-            "one direction, training": upto(1, TRAINING),
-            "both directions, inference": upto(2, FORWARD),
-            "both directions, training": upto(2, TRAINING),
+            "inference": upto(FORWARD),
+            "training": upto(TRAINING),
         }
 
     return pd.DataFrame([row(cell, kind) for cell in CELLS for kind in KINDS])

@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...autotune.candidates import choose
 from ...autotune.compile_many import Outcome, Request, compile_many, programs
+from ...autotune.identity import keeps
 from ...autotune.offline import REFERENCE_DEVICE, TARGETS
 from ...autotune.sass import Parts, Step
-from ...kernels.cell_spec import CELLS, find_cell
+from ...kernels.cell_spec import CELLS
 from ...kernels.plan import Reason
 from ...kernels.problem import Phase, Precision, Problem
 from .tables import to_markdown
@@ -108,9 +109,10 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
     targets:   architecture names of `autotune.offline.TARGETS`; each stands for its reference device.
     progress:  show a bar on standard error.
 
-    A problem has two rows on a target where its cell's gate values may be saved between the loops: with and without.
+    A problem has a row on a target for each way to keep values between the loops (`kernels.kept.Keep`) that makes a
+    difference to its kernel.
 
-    Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), saves (gate values), target,
+    Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), keep, target,
     features, regime, config, registers (32-bit, per thread), spill_bytes (per thread), spills_in_loop (local accesses
     in the time loop's code), shared_bytes (per program), shared_limit (bytes that the device gives one program),
     matrix_family, matrix_instructions, barriers (both counted in the code, not as run), weight_loads_in_loop, grid
@@ -131,25 +133,25 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
         if target not in TARGETS:
             raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     choices = [
-        (problem, target, saves, choose(problem, REFERENCE_DEVICE[target]))
+        (problem, target, keep, choose(problem, REFERENCE_DEVICE[target]))
         for problem in problems
         for target in targets
-        for saves in ((False, True) if find_cell(problem.cell).saved else (False,))
+        for keep in keeps(problem)
     ]
     requests = {
-        (problem, target, saves): Request(problem, choice, target, saves)
-        for problem, target, saves, choice in choices
+        (problem, target, keep): Request(problem, choice, target, keep)
+        for problem, target, keep, choice in choices
         if not isinstance(choice, Reason)
     }
     with compiling_bar(progress) as advance:
         outcomes = compile_many(requests.values(), advance)
     rows = []
-    for problem, target, saves, choice in choices:
-        row: dict[str, object] = _problem_columns(problem) | {"saves": saves, "target": target}
+    for problem, target, keep, choice in choices:
+        row: dict[str, object] = _problem_columns(problem) | {"keep": keep, "target": target}
         if isinstance(choice, Reason):
             row |= {"regime": "eager", "note": str(choice)}
         else:
-            request = requests[problem, target, saves]
+            request = requests[problem, target, keep]
             row |= {"regime": choice.regime, "config": str(choice)} | _outcome_columns(request, outcomes[request])
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -163,7 +165,7 @@ COLUMNS = {
     "hidden_size": "Int64",
     "batch": "Int64",
     "directions": "Int64",
-    "saves": "boolean",
+    "keep": "string",
     "target": "string",
     "features": "string",
     "regime": "string",

@@ -13,6 +13,7 @@ from ...autotune import select
 from ...autotune.candidates import candidates
 from ...autotune.constraints import CONSTRAINTS, refusal
 from ...autotune.cost import estimate
+from ...autotune.pin import pinned
 from ...cells.backend import backend
 from ...cells.base import RecurrentBase
 from ...cells.gru import GRU
@@ -80,7 +81,7 @@ class Holdfast:
         choice, forward = config, calls.forward
 
         def in_regime(x: Tensor) -> Tensor:
-            with select.pinned(choice), backend("triton"):
+            with pinned(choice), backend("triton"):
                 return forward(x)
 
         calls.forward = in_regime

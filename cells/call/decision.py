@@ -18,10 +18,10 @@ from ..eager.path import eager_path
 from .eligibility import MOMENT, PROBLEM, reasons
 from .records import Call, Decision, Loop
 from .speed import compared, slower_than_fused
-from .surroundings import Facts, facts_of, in_reach_of_kernels
+from .surroundings import Facts, autocast_dtype, facts_of, in_reach_of_kernels, may_train
 
 if TYPE_CHECKING:
-    from ...kernels.layer import Keep
+    from ...kernels.kept import Keep
 
 SAVE_AT_MOST = 2**30
 """Bytes of gate values that a call may keep before `module.keep = None` means "recompute"."""
@@ -41,8 +41,7 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         path = eager_path(call)
         if path == "fused":
             return FUSED
-        facts = facts_of(call, backend)
-        return Decision(path, (), False, facts.trains, facts.autocast)
+        return Decision(path, (), False, may_train(call.tensors), autocast_dtype(call.x))
     facts = facts_of(call, backend)
     found = _reasons(call, facts, every)
     if not found:
@@ -141,8 +140,7 @@ def _keep(call: Call, facts: Facts) -> Keep:
 def _kept_bytes(problem: Problem, call: Call, keep: Keep) -> int:
     """Bytes that all layers together keep for the backward pass, besides their inputs and outputs."""
     from ...kernels.cell_spec import find_cell
-    from ...kernels.describe import saved_tiles
-    from ...kernels.layer import keeps_values
+    from ...kernels.kept import keeps_values, saved_tiles
 
     spec = find_cell(problem.cell)
     each = 0 if keep == "nothing" else spec.states - 1

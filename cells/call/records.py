@@ -11,7 +11,7 @@ from ...kernels.plan import Reason
 from ...kernels.problem import Precision
 
 if TYPE_CHECKING:
-    from ...kernels.layer import Keep
+    from ...kernels.kept import Keep
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -50,6 +50,11 @@ class Layers(NamedTuple):
     def noisy(self) -> bool:
         """Whether a call draws recurrent dropout or zoneout."""
         return any(self.zoneout) or (self.training and self.recurrent_dropout > 0)
+
+    @property
+    def drops(self) -> bool:
+        """Whether a call draws dropout between layers."""
+        return self.training and self.dropout > 0 and self.num_layers > 1
 
     @property
     def weights_each(self) -> int:
@@ -159,8 +164,8 @@ class Loop(NamedTuple):
 class Decision(NamedTuple):
     """What becomes of a call.
 
-    path:      the kernels; torch's fused op, on x as it is or on its segments as one packed batch; or the recurrence
-               step by step.
+    path:      the kernels; torch's fused op, on x as it is or, with lengths or resets, as `eager.ragged` lays it out;
+               or the recurrence step by step; or, in a traced graph, one op that chooses among these when it runs.
     reasons:   why no kernel runs: the first that was found, or all for those who asked. Empty, too, where x is out of
                reach of any kernel and nobody asked.
     refused:   holdfast.backend is "triton", which is not to fall back.
@@ -170,7 +175,7 @@ class Decision(NamedTuple):
     keep:      what a call on the kernels keeps for its backward pass.
     """
 
-    path: Literal["kernels", "fused", "segments", "recurrence"]
+    path: Literal["kernels", "op", "fused", "ragged", "recurrence"]
     reasons: tuple[Reason, ...] = ()
     refused: bool = False
     trains: bool = False

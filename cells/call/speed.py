@@ -20,7 +20,7 @@ from .surroundings import Facts, interpreting
 
 if TYPE_CHECKING:
     from ...autotune.faster import Comparison
-    from ...kernels.layer import Keep
+    from ...kernels.kept import Keep
 
 
 def slower_than_fused(call: Call, facts: Facts, keep: Keep) -> tuple[Reason, ...]:

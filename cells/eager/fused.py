@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import _VF, Tensor
 
 from ..call.records import Call, Decision, as_hx
@@ -23,6 +24,15 @@ def cudnn_backward_wants_training_mode(call: Call, decision: Decision) -> bool:
     cuDNN keeps what the backward needs only in training mode. Training mode without dropout is the same function.
     """
     return call.x.is_cuda and not call.layers.training and decision.trains
+
+
+def answer_dtype(call: Call, autocast: torch.dtype | None) -> torch.dtype:
+    """The dtype of all results: autocast's, but torch's own GRU steps on a CPU mix what it cast with h as it is."""
+    if autocast is None:
+        return call.x.dtype
+    if call.layers.cell != "gru" or call.x.device.type != "cpu":
+        return autocast
+    return torch.promote_types(autocast, call.x.dtype if call.hx is None else call.states[0].dtype)
 
 
 def run_fused(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -7,8 +7,9 @@ forward and a backward pass in one call, 95 ms in calls of 8 steps (2 to 32 step
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..call.records import Call, Decision, Layers, as_hx
@@ -17,29 +18,34 @@ from .fused import FUSED_OPS, run_fused
 STEPS_A_CALL = 8
 
 
-def run_packed(call: Call, decision: Decision, mirror: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def run_packed(
+    call: Call, decision: Decision, mirror: Tensor, dropped: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a packed call that has an hx: (output [N, D*H], final states [layers*D, S, H]).
 
-    mirror:  [N], for each row of the packed data the one that is as far from its sequence's other end; only two
-             directions need it.
+    mirror:   [N], for each row of the packed data the one that is as far from its sequence's other end; only two
+              directions need it.
+    dropped:  dropout between layers, of [N, D*H].
     """
-    if call.x.device.type != "cpu" or not decision.trains:
+    layers = call.layers
+    quadratic = call.x.device.type == "cpu" and decision.trains
+    if not (quadratic or layers.drops):
         return run_fused(call, decision)
     assert call.batch_sizes is not None
-    layers = call.layers
+    calls = call.batch_sizes.split(STEPS_A_CALL if quadratic else len(call.batch_sizes))
     each = layers.weights_each
     data = call.x
     finals: list[tuple[Tensor, ...]] = []
     for layer in range(layers.num_layers):
-        if layer > 0 and layers.dropout > 0:
-            data = F.dropout(data, layers.dropout, layers.training)
+        if layer > 0 and layers.drops:
+            data = dropped(data)
         outputs = []
         for direction in range(layers.directions):
             row = layer * layers.directions + direction
             own = layers.weights[row * each : (row + 1) * each]
             states = tuple(state[row : row + 1] for state in call.states)
             x = data if direction == 0 else data.index_select(0, mirror)
-            y, states = _one_layer(layers, x, call.batch_sizes, states, own)
+            y, states = _one_layer(layers, x, calls, states, own)
             outputs.append(y if direction == 0 else y.index_select(0, mirror))
             finals.append(states)
         data = torch.cat(outputs, -1)
@@ -47,11 +53,13 @@ def run_packed(call: Call, decision: Decision, mirror: Tensor) -> tuple[Tensor, 
 
 
 def _one_layer(
-    layers: Layers, x: Tensor, batch_sizes: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
+    layers: Layers, x: Tensor, calls: Sequence[Tensor], states: tuple[Tensor, ...], weights: list[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction: y [N, H] and the final states [1, S, H], from states [1, S, H]."""
+    """One layer in one direction: y [N, H] and the final states [1, S, H], from states [1, S, H].
+
+    calls:  the batch sizes of the steps of each call.
+    """
     op = FUSED_OPS[layers.cell]
-    calls = batch_sizes.split(STEPS_A_CALL)
     outputs, ended = [], []
     for sizes, rows in zip(calls, x.split([int(sizes.sum()) for sizes in calls]), strict=True):
         going_on, done = int(sizes[0]), states[0].shape[1]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..call.records import Call, Decision
+from .fused import answer_dtype
 from .noise import Noise, draw
 from .reference import reference_of
 
@@ -29,8 +30,10 @@ def run_recurrence(
     if dtype is None:
         return _run(call, noise, traces)
     cast = call._replace(x=call.x.to(dtype))
+    answer = answer_dtype(call, dtype)
     with torch.autocast(call.x.device.type, enabled=False):
-        return _run(cast, [_cast_noise(of_layer, dtype) for of_layer in noise], traces)
+        y, finals = _run(cast, [_cast_noise(of_layer, dtype) for of_layer in noise], traces)
+    return y.to(answer), tuple(final.to(answer) for final in finals)
 
 
 def _run(call: Call, noise: list[Noise], traces: list[dict[str, Tensor]] | None) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..call.records import Call, Decision, State, as_hx
+from .fused import answer_dtype
 from .packed import run_packed
 
 
@@ -87,14 +89,21 @@ def run_segments(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, 
     found = cut(T, B, call.lengths, call.resets, layers.batch_first, x.device)
     data = x.flatten(0, 1).index_select(0, found.source)
     in_rows = Call(layers, data, _initial(call, found), batch_sizes=found.batch_sizes)
-    packed, segment_finals = run_packed(in_rows, decision, found.mirror)
+
+    def dropped(data: Tensor) -> Tensor:
+        """By the mask that a dense call draws, [T, B, D*H], so that no path draws another."""
+        keep = F.dropout(data.new_ones(T, B, data.shape[1]), layers.dropout)
+        keep = keep.transpose(0, 1) if layers.batch_first else keep
+        return data * keep.flatten(0, 1).index_select(0, found.source)
+
+    packed, segment_finals = run_packed(in_rows, decision, found.mirror, dropped)
     y = packed.new_zeros(T * B, packed.shape[1]).index_copy(0, found.source, packed)
     finals = tuple(
         _finals(initial, of_segments, found, layers.directions)
         for initial, of_segments in zip(call.starting_states(), segment_finals, strict=True)
     )
     # on a CPU torch's packed op leaves float32 to autocast, which its other ops do not
-    dtype = decision.autocast or x.dtype
+    dtype = answer_dtype(call, decision.autocast)
     return y.unflatten(0, x.shape[:2]).to(dtype), tuple(final.to(dtype) for final in finals)
 
 

@@ -16,7 +16,7 @@ from ..eager.recurrence import unroll
 from .options import Options, dtype_named, told
 
 if TYPE_CHECKING:
-    from ...kernels.layer import Keep
+    from ...kernels.kept import Keep
 
 
 def differentiable_layer(
@@ -78,12 +78,14 @@ class _Layer(torch.autograd.Function):
         traced = torch.compiler.is_dynamo_compiling()
         if not traced and (torch.is_grad_enabled() or _under_vmap(grads)):
             return None, None, *_through_recurrence(x, weights, initial, dy, d_final, ctx.options, extras)
-        needs_dx = ctx.needs_input_grad[2]
+        needs_dx, *wanted = ctx.needs_input_grad[2:]
+        bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
         op = torch.ops.holdfast.layer_backward.default
-        gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx, *extras)
+        gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx, *extras, bits)
         found = op(*gradients) if traced else ctx.settings.copy().run(op, *gradients)
         dx = found.pop() if needs_dx else None
-        return None, None, dx, *found
+        each = iter(found)
+        return None, None, dx, *(next(each) if asked else None for asked in wanted)
 
 
 def _parted(rest: Sequence[Tensor], n_weights: int, n_initial: int) -> tuple[Sequence[Tensor], ...]:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ...kernels.problem import Problem
 from .derivative import differentiable_layer
-from .options import schema, told
+from .options import schema, told, told_wanted
 
 if TYPE_CHECKING:
     from ...kernels.config import Config
-    from ...kernels.layer import Keep, LayerWeights
+    from ...kernels.kept import Keep
+    from ...kernels.layer import LayerWeights
 
 
 def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
@@ -37,6 +38,7 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
 
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
+    from ...autotune.pin import remember_pin
     from ...kernels.layer import forward_layer
 
     options, keep, extras = told(arguments)
@@ -53,13 +55,13 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
     )
     if keep == "nothing":
         return [y, *final]
+    remember_pin(y)
     return [y, *final, *residuals.kept, *(t for t in residuals[1:] if t is not None)]
 
 
 def fake_layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
     from ...kernels.cell_spec import find_cell
-    from ...kernels.describe import saved_tiles
-    from ...kernels.layer import keeps_values
+    from ...kernels.kept import keeps_values, saved_tiles
 
     options, keep, extras = told(arguments)
     problem = options.problem(x, weights, extras, "forward")
@@ -96,13 +98,16 @@ def layer_backward(
     initial:       as for `layer`, but empty for zeros.
     y, residuals:  the first and the last results of `layer` with keep="save" or "recompute".
     dy, d_final:   gradients of y and of each final state, any strides; None where nothing used it.
-    arguments:     `Options`; needs_dx; `Extras`.
+    arguments:     `Options`; needs_dx; `Extras`; wanted: bit i says whether the gradient of the i-th of weights,
+                   initial and reset_state, one after the other, is asked for.
 
-    Returns one gradient each, in its dtype, for weights, for initial, for reset_state, and, with needs_dx, for x.
+    Returns the gradients that are, each in its tensor's dtype, in this order, and last, with needs_dx, that of x.
 
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
+    from ...autotune.pin import pin_of
     from ...kernels.cell_spec import find_cell
+    from ...kernels.gemm import Wanted
     from ...kernels.layer import Residuals, backward_layer
 
     options, needs_dx, extras = told(arguments)
@@ -111,26 +116,39 @@ def layer_backward(
     sent = rest.pop() if extras.dropout is not None else None
     inner = rest.pop() if spec.inner is not None else None
     saved = rest.pop() if len(rest) == spec.states else None
+    keep: Keep = "recompute" if saved is None else "save"
+    own, like = by_direction(weights, options.directions), (*weights, *initial, *(extras.reset_state or ()))
+    wanted = _flags(arguments, len(like))
+    of_weights, of_states = by_direction(wanted[: len(weights)], options.directions), wanted[len(weights) :]
     found = backward_layer(
         problem,
-        _config(problem, x.device, "recompute" if saved is None else "save", options.steps(x, extras)),
+        _config(problem, x.device, keep, options.steps(x, extras), pin_of(y)),
         x,
-        by_direction(weights, options.directions),
+        own,
         initial or None,
         y,
         Residuals(tuple(rest), saved, inner, sent),
         dy,
         d_final,
         batch_first=options.batch_first,
-        needs_dx=needs_dx,
+        wanted=Wanted._make(
+            (
+                needs_dx,
+                *map(any, zip(*of_weights, strict=True)),
+                any(of_states[: len(initial)]),
+                any(of_states[len(initial) :]),
+            )
+        ),
         extras=extras,
     )
-    of_weights = [g for w in found.weights for g in w if g is not None]
-    gradients = [*of_weights, *(found.initial if initial else ()), *found.reset_state]
-    like = (*weights, *initial, *(extras.reset_state or ()))
-    if found.x is not None:
-        gradients, like = [*gradients, found.x], (*like, x)
-    return [g.to(t.dtype) for g, t in zip(gradients, like, strict=True)]
+    nothing = (None,) * spec.states
+    gradients = [
+        *(g for of_w, w in zip(found.weights, own, strict=True) for g, t in zip(of_w, w, strict=True) if t is not None),
+        *((found.initial or nothing) if initial else ()),
+        *((found.reset_state or nothing) if extras.reset_state else ()),
+    ]
+    results = [g.to(t.dtype) for g, t, asked in zip(gradients, like, wanted, strict=True) if asked and g is not None]
+    return results if found.x is None else [*results, found.x.to(x.dtype)]
 
 
 def fake_layer_backward(
@@ -144,11 +162,18 @@ def fake_layer_backward(
     *arguments: Any,
 ) -> list[Tensor]:
     options, needs_dx, extras = told(arguments)
-    gradients = [t.new_empty(t.shape) for t in (*weights, *initial, *(extras.reset_state or ()))]
+    tensors = (*weights, *initial, *(extras.reset_state or ()))
+    wanted = _flags(arguments, len(tensors))
+    gradients = [t.new_empty(t.shape) for t, asked in zip(tensors, wanted, strict=True) if asked]
     if needs_dx:
         dx = x.new_empty(*y.shape[:-1], x.shape[-1])
         gradients.append(dx.transpose(0, 1) if options.batch_first and extras.starts is None else dx)
     return gradients
+
+
+def _flags(arguments: Sequence[Any], count: int) -> list[bool]:
+    bits = told_wanted(arguments)
+    return [bool(bits >> index & 1) for index in range(count)]
 
 
 def given(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -157,8 +182,8 @@ def given(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
     return None if any(state is None for state in initial) else cast("list[Tensor]", initial)
 
 
-def by_direction(weights: Sequence[Tensor], directions: int) -> list[LayerWeights]:
-    """The flat weights of a layer as one LayerWeights per direction."""
+def by_direction(weights: Sequence[Any], directions: int) -> list[LayerWeights]:
+    """The flat weights of a layer, or something else for each, as one LayerWeights per direction."""
     from ...kernels.layer import LayerWeights
 
     each = len(weights) // directions
@@ -172,12 +197,14 @@ def by_direction(weights: Sequence[Tensor], directions: int) -> list[LayerWeight
     return found
 
 
-def _config(problem: Problem, device: torch.device, keep: Keep, length: int) -> Config:
+def _config(problem: Problem, device: torch.device, keep: Keep, length: int, pin: Config | None = None) -> Config:
     from ...autotune.select import select
     from ...kernels.executor import interpreting
 
     if device.type != "cuda" and not interpreting():
         raise RuntimeError(f"holdfast's kernels run on a GPU, or on a CPU inside the interpreter; x is on {device}")
+    if pin is not None:
+        return pin
     plan = select(problem, device, keep=keep, length=length, may_tune=True)
     if plan.config is None:
         raise RuntimeError(f"no kernel on {device} for this call, which was planned or compiled elsewhere:\n{plan}")
@@ -189,6 +216,7 @@ SCHEMAS = {
     "layer_backward": schema(
         "Tensor x, Tensor[] weights, Tensor[] initial, Tensor y, Tensor[] residuals, Tensor? dy, Tensor?[] d_final",
         "bool needs_dx",
+        ", SymInt wanted=-1",
     ),
 }
 

@@ -52,8 +52,14 @@ class Options(NamedTuple):
 
 def told(arguments: Sequence[Any]) -> tuple[Options, Any, Extras]:
     """What stands behind an op's tensors: the options, its own argument (keep or needs_dx), the extras, if any."""
-    own = len(Options._fields)
-    return Options(*arguments[:own]), arguments[own], Extras(*arguments[own + 1 :])
+    own, end = len(Options._fields), len(Options._fields) + 1 + len(Extras._fields)
+    return Options(*arguments[:own]), arguments[own], Extras(*arguments[own + 1 : end])
+
+
+def told_wanted(arguments: Sequence[Any]) -> int:
+    """What stands last behind `layer_backward`'s tensors: which gradients are wanted, all where it is left out."""
+    last = len(Options._fields) + 1 + len(Extras._fields)
+    return arguments[last] if len(arguments) > last else -1
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -68,17 +74,20 @@ _TYPES = {
     str: "str",
     int: "SymInt",
     bool: "bool",
+    float: "float",
+    Sequence[float]: "float[]",
     Tensor | None: "Tensor?",
     Sequence[Tensor] | None: "Tensor[]?",
 }
 
 
-def schema(tensors: str, own: str) -> str:
-    """The schema of an op: its tensors, the options, its own argument, the extras."""
-    return f"({tensors}, {_declared(Options)}, {own}, {_declared(Extras)}) -> Tensor[]"
+def schema(tensors: str, own: str, last: str = "") -> str:
+    """The schema of an op: its tensors, the options, its own argument, the extras, and what was added since."""
+    return f"({tensors}, {declared(Options)}, {own}, {declared(Extras)}{last}) -> Tensor[]"
 
 
-def _declared(record: type[NamedTuple]) -> str:  # type: ignore[valid-type]
+def declared(record: type[NamedTuple]) -> str:  # type: ignore[valid-type]
+    """The fields of a record as arguments of a schema."""
     defaults = record._field_defaults
     return ", ".join(
         f"{_TYPES[kind]} {name}" + (f"={defaults[name]}" if name in defaults else "")

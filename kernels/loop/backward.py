@@ -40,7 +40,7 @@ from .walk import at_tile, choose, moment, this_member, tile_at
 from .weights import of_direction
 
 
-@triton.jit(do_not_specialize=["T", "B", "reverse_bits"])
+@triton.jit(do_not_specialize=["T", "B", "walk_bits"])
 def backward(
     dy,  # Strided [T, B, D * HIDDEN], packed [rows, D * HIDDEN]: gradient of y; of Nones where there is none
     gradients,  # LayerGradients
@@ -56,7 +56,7 @@ def backward(
     team,  # Team
     T,
     B,
-    reverse_bits,  # bit d: direction d walked from its end to 0 going forward
+    walk_bits,  # those of `forward`: see `walk.this_member`
     CELL: tl.constexpr,  # CellSpec
     LOOP: tl.constexpr,  # Loop
 ):
@@ -69,7 +69,7 @@ def backward(
     OUTER: tl.constexpr = CELL.outer_gates if CELL.inner is not None else CELL.gates
     PRODUCTS: tl.constexpr = 1 if CELL.inner is None else 2
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
-    me = this_member(reverse_bits, LOOP)
+    me = this_member(walk_bits, LOOP)
     part = me.number % LOOP.SPLIT_K
     budget = 0
     if not ALONE:
@@ -107,7 +107,7 @@ def backward(
             fresh = load_states(resets.state, tile_start + offsets, mask, STATES)
             if gradients.reset is not None:
                 of_reset = zeros_like_all(d, STATES)
-        if PARAMETERS > 0:
+        if gradients.parameters is not None:
             of_parameters = load_states(None, 0, mask, PARAMETERS)
         now = moment(tl.maximum(tile.steps - 1, 0), tile, me, rows, B)
         earlier = moment(tl.maximum(tile.steps - 2, 0), tile, me, rows, B)
@@ -159,7 +159,7 @@ def backward(
             publish(da_tile, da, mask_here, team, OUTER, LOOP)
             if out.dx is not None:
                 store_gates(at_tile(out.dx + start * GATES, gate_offsets), dx, mask_here, GATES, HIDDEN)
-            if PARAMETERS > 0:
+            if gradients.parameters is not None:
                 of_parameters = add_all(of_parameters, masked(dp, mask_here, PARAMETERS), PARAMETERS)
             sent = Sent(
                 base=da_base + part * LOOP.PART,
@@ -180,10 +180,11 @@ def backward(
             reads = reads_ahead
             now = earlier
             earlier = beyond
-        store_states(gradients.initial, state_offsets, d, mask, STATES)
+        if gradients.initial is not None:
+            store_states(gradients.initial, state_offsets, d, mask, STATES)
         if gradients.reset is not None:
             store_states(gradients.reset, state_offsets, of_reset, mask, STATES)
-        if PARAMETERS > 0:
+        if gradients.parameters is not None:
             sums = (tile.batch0 // LOOP.BLOCK_B * LOOP.DIRECTIONS + me.direction) * (PARAMETERS * HIDDEN)
             store_row_sums(gradients.parameters + sums, of_parameters, me, PARAMETERS, HIDDEN)
         passed += tile.steps

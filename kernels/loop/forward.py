@@ -40,7 +40,7 @@ def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl
     return Inputs(x=x, reset=reset)
 
 
-@triton.jit(do_not_specialize=["T", "B", "reverse_bits"])
+@triton.jit(do_not_specialize=["T", "B", "walk_bits"])
 def forward(
     gx,  # Strided [D, T, B, GATES * HIDDEN], packed [D, rows, GATES * HIDDEN]: W_ih x + b_ih
     layer,  # Layer
@@ -53,7 +53,7 @@ def forward(
     team,  # Team
     T,
     B,
-    reverse_bits,  # bit d: direction d walks from its end to 0
+    walk_bits,  # see `walk.this_member`
     CELL: tl.constexpr,  # CellSpec
     LOOP: tl.constexpr,  # Loop
 ):
@@ -63,7 +63,7 @@ def forward(
     SAVED: tl.constexpr = LOOP.SAVED
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
     ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
-    me = this_member(reverse_bits, LOOP)
+    me = this_member(walk_bits, LOOP)
     budget = 0
     if not ALONE:
         budget = team.spin_limit
@@ -98,7 +98,7 @@ def forward(
         # `first * 0` makes this one pointer for each row where the steps' are.
         source = channel + tile_start + now.first * 0
         if states.initial is not None:
-            h_0 = states.initial[0] if dropout.factors is None else dropout.initial
+            h_0 = states.initial[0] if states.sent is None else states.sent
             source = h_0 + tile_start + now.first * 0
 
         # Without disable_licm LLVM hoists the descriptors of every matrix instruction out of the loop, two

@@ -1,7 +1,7 @@
 """The time loops' arguments, in groups. A NamedTuple is one argument of a kernel; a field that is None is compiled in.
 
 Strides lie in groups: they are specialised (1, multiples of 16) as strides should be. What changes from call to call
-and must not compile anything anew (T, B, reverse_bits) is an argument of its own: `do_not_specialize` does not reach
+and must not compile anything anew (T, B, walk_bits) is an argument of its own: `do_not_specialize` does not reach
 into a tuple. An option that a call leaves out is a group of Nones and not None: Triton 3.6.0 cannot ask a group that
 holds a None whether it is None.
 
@@ -36,6 +36,7 @@ class States(NamedTuple):
 
     initial: Any  # [B, D * H], laid out as a step of y; None for zeros
     final: Any  # [D, B, H]: written
+    sent: Any = None  # one pointer, as `initial`: h as it goes through W_hh; None: as it is
 
 
 class Outputs(NamedTuple):
@@ -63,7 +64,6 @@ class Resets(NamedTuple):
 
 class Dropout(NamedTuple):
     factors: Any = None  # [B, D * H]: of h on its way into W_hh; None: ones
-    initial: Any = None  # as h of `States.initial`, times the factors; None without h_0
 
 
 class Zones(NamedTuple):
@@ -94,16 +94,16 @@ class LayerGradients(NamedTuple):
     """Of what lies outside the sequence; STATES pointers each, to [D, B, H]."""
 
     final: Any  # read; None: no gradient of the final states
-    initial: Any  # written
-    reset: Any = None  # written; None: nobody asks for the reset state's gradient
-    parameters: Any = None  # [batch tiles, D, PARAMETERS, H] float32: written; None where the cell has none
+    initial: Any = None  # this and all below: written; None: not there, or nobody asks
+    reset: Any = None
+    parameters: Any = None  # [batch tiles, D, PARAMETERS, H] float32
 
 
 class StepGradients(NamedTuple):
     """Of both preactivations at every step, as y, G * H wide for each direction: written."""
 
     da: Any  # of W_hh h + b_hh; what a team exchanges
-    dx: Any = None  # of W_ih x + b_ih, where the cell's gradients differ
+    dx: Any = None  # of W_ih x + b_ih, where the cell's gradients differ and anybody asks
 
 
 @dataclass(frozen=True)

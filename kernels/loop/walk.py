@@ -47,12 +47,20 @@ class Moment(NamedTuple):
 
 
 @triton.jit
-def this_member(reverse_bits, LOOP: tl.constexpr):
-    """The program's own place. bit d of reverse_bits: direction d walks from its end to 0."""
-    groups = tl.num_programs(0) // (LOOP.MEMBERS * LOOP.DIRECTIONS)
+def this_member(walk_bits, LOOP: tl.constexpr):
+    """The program's own place.
+
+    walk_bits:  bit d: direction d walks from its end to 0. From bit 2 on: 0 where the grid holds every direction, and
+                1 + d where it holds direction d alone.
+    """
+    groups = tl.num_programs(0) // LOOP.MEMBERS
     number = tl.program_id(0) % LOOP.MEMBERS
     team = tl.program_id(0) // LOOP.MEMBERS
-    direction = team // groups
+    direction = tl.full((), 0, tl.int32)
+    if LOOP.DIRECTIONS == 2:
+        alone = walk_bits >> 2
+        groups = tl.where(alone == 0, groups // 2, groups)
+        direction = tl.where(alone == 0, team // groups, alone - 1)
     unit = number * LOOP.BLOCK_H + tl.arange(0, LOOP.BLOCK_H)
     return Member(
         number=number,
@@ -60,7 +68,7 @@ def this_member(reverse_bits, LOOP: tl.constexpr):
         group=team % groups,
         groups=groups,
         direction=direction,
-        reverse=((reverse_bits >> direction) & 1) == 1,
+        reverse=((walk_bits >> direction) & 1) == 1,
         unit=unit,
         unit_ok=unit < LOOP.HIDDEN,
     )

@@ -1,0 +1,184 @@
+"""Resets and lengths on one dense call of torch's fused op for each layer and direction: steps that bring the state to
+zero.
+
+A *null* step stands before every reset and, where no cell state has to be carried on, after a row's end. Its input
+closes the gates, so that the state after it is exactly zero and no gradient comes back through it. A *hold* step stands
+after the end of a row of an LSTM: it closes all gates but f, so that c stays, and the call's last c is that of the row.
+
+          step before a reset    past the end
+    LSTM  i, f, o -> 0           f -> 1, i, o -> 0
+    GRU   r, z -> 0, n = tanh(0) the same
+    RNN   relu(-LARGE)           the same; tanh has no gate, so nothing can be reset, and a row's end is left to itself
+
+The closing numbers are further input columns: x is zero in such a step and the columns are zero in every other. They
+are a quarter of the largest number of the dtype, so a state has to overflow before it shows. Where it did (a NaN, an
+infinity), a step that should have left zero did not: that is looked at, and segments take the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..call.records import Call, Decision, Layers, as_hx
+from .fused import FUSED_OPS, cudnn_backward_wants_training_mode
+
+DRIVES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "lstm": ((-1, -1), (-1, 1), (0, 0), (-1, -1)),
+    "gru": ((-1,), (-1,), (0,)),
+    "rnn_relu": ((-1,),),
+}
+"""Of each gate the sign of what a null and, for an LSTM, a hold step adds to its preactivation."""
+
+
+class Walk(NamedTuple):
+    """The steps of one direction of a walk over [T, B] rows, with the null and hold steps among them.
+
+    steps:   how many there are, S.
+    source:  [N], of every step that counts the index into T*B, or None where each does.
+    place:   [N], the index into S*B of the same.
+    back:    [T*B], the index into S*B that every step's output is read from; any index past a row's end.
+    last:    [B], the index into S*B of a row's last step; any index in a row without steps.
+    flags:   [S, B, K] bool: which step is null, and which is a hold.
+    idle:    [M], the indices into S*B of all null and hold steps.
+    """
+
+    steps: int
+    source: Tensor | None
+    place: Tensor
+    back: Tensor
+    last: Tensor
+    flags: Tensor
+    idle: Tensor
+
+
+def can_close(call: Call) -> bool:
+    """Whether steps of this cell can be null: a tanh RNN has no gate, and a reset leads to zeros alone."""
+    return call.resets is None or (call.layers.cell in DRIVES and call.reset_hx is None)
+
+
+def run_null_steps(call: Call, decision: Decision, walks: list[Walk]) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    """Run a call that `can_close`: (output, final states), or None where a state has overflowed.
+
+    Resets before the first step are in hx already.
+    """
+    layers, x = call.layers, call.x
+    x = x.transpose(0, 1) if layers.batch_first else x
+    ended = _ended(call)
+    each = layers.weights_each
+    finals: list[tuple[Tensor, ...]] = []
+    initial = call.starting_states()
+    for layer in range(layers.num_layers):
+        if layer > 0 and layers.drops:
+            x = F.dropout(x, layers.dropout)
+        outputs = []
+        for direction, walk in enumerate(walks):
+            row = layer * layers.directions + direction
+            own = layers.weights[row * each : (row + 1) * each]
+            found = _one_layer(call, decision, x, walk, tuple(state[row : row + 1] for state in initial), own)
+            if found is None:
+                return None
+            y, states = found
+            outputs.append(y if ended is None else y.masked_fill(ended.unsqueeze(-1), 0))
+            finals.append(states)
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    y = x.transpose(0, 1) if layers.batch_first else x
+    return y, tuple(torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True))
+
+
+def walks_of(call: Call) -> list[Walk]:
+    """The walk of each direction. Backwards every row starts at its own end, with hx, so no step stands before it."""
+    device, T, B = call.x.device, call.x.shape[1], call.x.shape[0]
+    if not call.layers.batch_first:
+        T, B = B, T
+    ended = _ended(call)
+    rows = torch.arange(B, device=device)
+    at = torch.arange(T, device=device)[:, None].expand(T, B)
+    if call.resets is not None:
+        inside = call.resets[1:] if ended is None else call.resets[1:] & ~ended[1:]
+        at = at + F.pad(inside.cumsum(0), (0, 0, 1, 0))
+    last, source = at[-1], None
+    if call.lengths is not None and ended is not None:
+        source = (~ended).flatten().nonzero().squeeze(1)
+        last = at.gather(0, (call.lengths - 1).clamp(min=0)[None])[0]
+        last = last.masked_fill(call.lengths == 0, -1)
+    steps = int(last.max()) + 1
+    if steps > T:  # in few sizes: oneDNN took 4 ms to prepare for each new one
+        grain = max(1, T // 32)
+        steps += -(steps - T) % grain
+    past = torch.arange(steps, device=device)[:, None] > last
+    walks = []
+    for direction in range(call.layers.directions):
+        back = ((at if direction == 0 else last - at).clamp(0, steps - 1) * B + rows).flatten()
+        place = back if source is None else back.index_select(0, source)
+        idle = past.new_ones(steps * B).index_fill_(0, place, False)
+        of_step = idle.view(steps, B)
+        flags = (of_step & ~past, past) if call.layers.n_states == 2 else (of_step,)
+        ends = last.clamp(min=0) * B + rows
+        walks.append(Walk(steps, source, place, back, ends, torch.stack(flags, -1), idle.nonzero().squeeze(1)))
+    return walks
+
+
+def _ended(call: Call) -> Tensor | None:
+    """[T, B] bool: the steps past a row's end."""
+    if call.lengths is None:
+        return None
+    T = call.x.shape[1 if call.layers.batch_first else 0]
+    return torch.arange(T, device=call.x.device)[:, None] >= call.lengths
+
+
+def _one_layer(
+    call: Call, decision: Decision, x: Tensor, walk: Walk, states: tuple[Tensor, ...], weights: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    """One layer in one direction: y [T, B, H], any numbers past a row's end, and the final states [1, B, H]."""
+    layers, (T, B, width) = call.layers, x.shape
+    closing = layers.cell in DRIVES
+    rows = x.flatten(0, 1)
+    rows = rows if walk.source is None else rows.index_select(0, walk.source)
+    laid = rows.new_zeros(walk.steps * B, width).index_copy(0, walk.place, rows).unflatten(0, (walk.steps, B))
+    if closing:
+        weights = _with_columns(layers, weights, decision.autocast or x.dtype)
+        flags = walk.flags.to(x.dtype)
+        counts = (1 - flags[..., :1]).expand(-1, -1, weights[0].shape[1] - width - flags.shape[-1])
+        laid = torch.cat((laid, flags, counts), -1)
+    training = layers.training or cudnn_backward_wants_training_mode(call, decision)
+    y, *after = FUSED_OPS[layers.cell](laid, as_hx(states), weights, layers.bias, 1, 0.0, training, False, False)
+    y = y.flatten(0, 1)
+    if closing and y.detach().index_select(0, walk.idle).any():
+        return None
+    h = y.index_select(0, walk.last).unsqueeze(0)
+    if call.lengths is not None:
+        h = h.where((call.lengths > 0).unsqueeze(-1), states[0].to(h.dtype))
+    return y.index_select(0, walk.back).unflatten(0, (T, B)), (h, *after[1:])
+
+
+def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The weights of a layer whose input has further columns: `DRIVES`' flags and, for a GRU, steps that count.
+
+    A GRU's b_in must not reach a null step: it comes in through a column of its own. As three numbers of 8 bits each,
+    whose sum is exact, because a product on a GPU may round to TF32.
+    """
+    w_ih, w_hh, *others = weights
+    drives = DRIVES[layers.cell]
+    H = w_ih.shape[0] // len(drives)
+    large = torch.finfo(dtype).max / 4
+    columns = [torch.tensor(drives, dtype=w_ih.dtype, device=w_ih.device).mul_(large).repeat_interleave(H, 0)]
+    if layers.cell == "gru" and layers.bias:
+        b_rz, b_n = others[0].split((2 * H, H))
+        others[0] = torch.cat((b_rz, torch.zeros_like(b_n)))
+        columns += [F.pad(part.unsqueeze(1), (0, 0, 2 * H, 0)) for part in _parts(b_n)]
+    return [torch.cat((w_ih, *columns), 1), w_hh, *others]
+
+
+def _parts(t: Tensor) -> list[Tensor]:
+    """t, on a GPU in float32 as three tensors of bfloat16's numbers; the gradient is the first one's."""
+    if not t.is_cuda or t.dtype is not torch.float32:
+        return [t]
+    high = t.detach().bfloat16().float()
+    middle = (t.detach() - high).bfloat16().float()
+    low = t.detach() - high - middle
+    return [t - middle - low, middle, low]

@@ -1,0 +1,367 @@
+"""The eager paths as one torch op, `holdfast::eager`: a whole module call in a graph of torch.compile or torch.export.
+
+Traced, torch's own RNN ops fall apart into every time step. As an op the call stays whole: the graph serves every
+length and batch size, and what runs is what runs in eager mode, to the last bit.
+
+So does its derivative. `eager_forward` runs the call with autograd on tensors of its own and leaves autograd's graph on
+the storage of its last result, the token; `eager_backward` finds it there, and with the token it goes. Where a program
+has copied the token (an offloaded activation, say), or goes backward twice, the call is run once more, from the random
+state in the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..call.records import Call, Decision, Layers, as_hx
+from ..eager.fused import answer_dtype
+from ..eager.reference import reference_of
+from ..eager.run import run_eager
+from .layer import LIBRARY
+from .options import declared
+
+
+class Told(NamedTuple):
+    """What the ops are told besides tensors: fields of `Layers` and `Call`. x is time-major, or packed.
+
+    autocast:  what autocast turns x into, such as "bfloat16", or nothing.
+    """
+
+    cell: str
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    directions: int
+    bias: bool
+    dropout: float
+    training: bool
+    recurrent_dropout: float
+    zoneout: Sequence[float]
+    autocast: str
+    return_gates: bool
+
+
+class Given(NamedTuple):
+    """The tensors of a `Call` besides x and the weights."""
+
+    hx: Sequence[Tensor] | None = None
+    reset_hx: Sequence[Tensor] | None = None
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    batch_sizes: Tensor | None = None
+
+
+def run_as_op(
+    call: Call, decision: Decision, traces: list[dict[str, Tensor]] | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a checked call as one op: (output, final states), and into `traces` what `return_gates` asks for."""
+    layers = call.layers
+    batch_first = layers.batch_first and call.batch_sizes is None
+    told = Told(
+        layers.cell,
+        layers.hidden_size,
+        layers.proj_size,
+        layers.num_layers,
+        layers.directions,
+        layers.bias,
+        float(layers.dropout),
+        layers.training,
+        float(layers.recurrent_dropout),
+        [float(rate) for rate in layers.zoneout],
+        "" if decision.autocast is None else str(decision.autocast).removeprefix("torch."),
+        traces is not None,
+    )
+    given = Given(
+        list(call.states) or None, list(call.reset_states) or None, call.lengths, call.resets, call.batch_sizes
+    )
+    x = call.x.transpose(0, 1) if batch_first else call.x
+    y, *rest = torch.ops.holdfast.eager.default(x, layers.weights, *told, *given)
+    if traces is not None:
+        names = _trace_names(layers.cell)
+        values = iter(rest[layers.n_states :])
+        traces.extend({name: next(values) for name in names} for _ in range(layers.num_layers))
+    return y.transpose(0, 1) if batch_first else y, tuple(rest[: layers.n_states])
+
+
+def eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    """Run a module's call on the eager paths.
+
+    x:          [T, B, I], or packed [rows, I]; weights in torch's order.
+    arguments:  `Told`; `Given`.
+
+    Returns y [T, B, D*H] (packed: [rows, D*H]), a final state [layers*D, B, H] per state, and with return_gates for
+    each layer every gate and state [T, B, D*H]. All contiguous, none shares memory with an input.
+    """
+    told, given = Told(*arguments[: len(Told._fields)]), Given(*arguments[len(Told._fields) :])
+    with torch.no_grad():
+        return [t.contiguous() for t in _run(x, weights, told, given, trains=False)]
+
+
+def eager_forward(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    """`eager` with a derivative: its results and the token.
+
+    arguments:  `Told`; needs, which of x, weights, hx and reset_hx wants a gradient; `Given`.
+    """
+    told, needs, given = _taken_apart(arguments)
+    before = _random_state(x, told)
+    graph = _Graph(x, weights, told, needs, given)
+    token = torch.zeros(1, dtype=torch.uint8) if before is None else before
+    token.untyped_storage().graph = graph  # type: ignore[attr-defined]
+    # Copies: a compiler may write over a result that nothing reads any more.
+    results = [t.detach().clone(memory_format=torch.contiguous_format) for t in graph.results]
+    return [*results, token]
+
+
+def eager_backward(
+    token: Tensor, grads: Sequence[Tensor | None], x: Tensor, weights: Sequence[Tensor], *arguments: Any
+) -> list[Tensor]:
+    """Gradients of what `needs` them from those of y and the final states, None where nothing used one."""
+    told, needs, given = _taken_apart(arguments)
+    storage = token.untyped_storage()
+    graph = getattr(storage, "graph", None)
+    # Used once, so that autograd frees what it has read: a second backward pass runs the call anew.
+    storage.graph = None  # type: ignore[attr-defined]
+    if graph is None:
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            if _draws(told):
+                _set_random_state(x, token)
+            graph = _Graph(x, weights, told, needs, given)
+    return [g.contiguous() for g in graph.gradients(grads)]
+
+
+class _Graph:
+    """A call on tensors of its own and autograd's graph of it.
+
+    Copies, also of the inputs: compiled code may write over what the graph would read in the backward pass. Weights
+    are as much as one step reads, x as much as one gate.
+    """
+
+    def __init__(self, x: Tensor, weights: Sequence[Tensor], told: Told, needs: Sequence[bool], given: Given) -> None:
+        n, hx, reset_hx = 1 + len(weights), given.hx or (), given.reset_hx or ()
+        tensors = (x, *weights, *hx, *reset_hx)
+        with _autograd_on():
+            own = [t.detach().clone().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
+            own_hx, own_reset = own[n : n + len(hx)], own[n + len(hx) :]
+            cuts = (None if t is None else t.clone() for t in given[2:])
+            self.results = _run(own[0], own[1:n], told, Given(own_hx or None, own_reset or None, *cuts), trains=True)
+        self.wanted = [t for t, need in zip(own, needs, strict=True) if need]
+
+    def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
+        used = [(t, g) for t, g in zip(self.results, grads, strict=False) if g is not None and t.requires_grad]
+        if not used:
+            return [torch.zeros_like(t) for t in self.wanted]
+        results, of_results = zip(*used, strict=True)
+        with _autograd_on():
+            return list(
+                torch.autograd.grad(results, self.wanted, of_results, allow_unused=True, materialize_grads=True)
+            )
+
+
+def fake_eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    told, given = Told(*arguments[: len(Told._fields)]), Given(*arguments[len(Told._fields) :])
+    call, autocast = _call(x, weights, told, given), _autocast(told)
+    output, dtype = told.proj_size or told.hidden_size, answer_dtype(call, autocast)
+    steps = x.shape[0] if given.batch_sizes is None else given.batch_sizes.shape[0]
+    if given.hx:
+        batch = given.hx[0].shape[1]
+    else:
+        batch = x.shape[1] if given.batch_sizes is None else torch.library.get_ctx().new_dynamic_size()
+    rows, sizes = told.num_layers * told.directions, (output, *[told.hidden_size] * (len(told.zoneout) - 1))
+    results = [x.new_empty(*x.shape[:-1], told.directions * output, dtype=dtype)]
+    results += [x.new_empty(rows, batch, size, dtype=dtype) for size in sizes]
+    if told.return_gates:
+        of_layer = [output if name == "h" else told.hidden_size for name in _trace_names(told.cell)] * told.num_layers
+        results += [x.new_empty(steps, batch, told.directions * size, dtype=dtype) for size in of_layer]
+    return results
+
+
+def fake_eager_forward(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    told, _, given = _taken_apart(arguments)
+    state = _random_state(x, told)
+    token = x.new_empty(1 if state is None else len(state), dtype=torch.uint8, device="cpu")
+    return [*fake_eager(x, weights, *told, *given), token]
+
+
+def fake_eager_backward(
+    token: Tensor, grads: Sequence[Tensor | None], x: Tensor, weights: Sequence[Tensor], *arguments: Any
+) -> list[Tensor]:
+    _, needs, given = _taken_apart(arguments)
+    tensors = (x, *weights, *(given.hx or ()), *(given.reset_hx or ()))
+    return [t.new_empty(t.shape) for t, need in zip(tensors, needs, strict=True) if need]
+
+
+def differentiable_eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    """`holdfast::eager` as autograd sees it."""
+    told, given = Told(*arguments[: len(Told._fields)]), Given(*arguments[len(Told._fields) :])
+    tensors = (x, *weights, *(given.hx or ()), *(given.reset_hx or ()))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        counts = (1 + len(weights), len(given.hx or ()))
+        return list(_Eager.apply(told, given._replace(hx=None, reset_hx=None), counts, *tensors))
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.holdfast.eager.default(x, weights, *arguments)
+
+
+class _Eager(torch.autograd.Function):
+    """Flat, because autograd sees only tensors that are arguments themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, told: Told, cuts: Given, counts: tuple[int, int], *tensors: Tensor) -> Any:
+        ctx.told, ctx.counts, ctx.needs = told, counts, list(ctx.needs_input_grad[3:])
+        x, weights, given = _parted(tensors, counts, cuts)
+        with torch._C._AutoDispatchBelowAutograd():
+            *results, token = torch.ops.holdfast.eager_forward.default(x, weights, *told, ctx.needs, *given)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*results[1 + len(told.zoneout) :])
+        ctx.n = len(tensors)
+        ctx.given = [t is not None for t in cuts[2:]]
+        ctx.save_for_backward(*tensors, token, *(t for t in cuts[2:] if t is not None))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        saved = ctx.saved_tensors
+        tensors, token, rest = saved[: ctx.n], saved[ctx.n], iter(saved[ctx.n + 1 :])
+        x, weights, given = _parted(
+            tensors, ctx.counts, Given(None, None, *(next(rest) if there else None for there in ctx.given))
+        )
+        of_results = list(grads[: 1 + len(ctx.told.zoneout)])
+        if torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():  # to be differentiated again
+            wanted = [t for t, need in zip(tensors, ctx.needs, strict=True) if need]
+            found = iter(_differentiable_gradients(of_results, wanted, x, weights, ctx.told, given))
+        else:
+            found = iter(
+                torch.ops.holdfast.eager_backward.default(token, of_results, x, weights, *ctx.told, ctx.needs, *given)
+            )
+        return None, None, None, *(next(found) if need else None for need in ctx.needs)
+
+
+def _differentiable_gradients(
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[Tensor],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    told: Told,
+    given: Given,
+) -> Sequence[Tensor]:
+    if _draws(told):
+        raise RuntimeError("holdfast::eager has no second derivative where it draws random numbers")
+    results = _run(x, weights, told, given, trains=True)
+    used = [(t, g) for t, g in zip(results, grads, strict=False) if g is not None]
+    return torch.autograd.grad(
+        [t for t, _ in used],
+        wanted,
+        [g for _, g in used],
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def _parted(tensors: Sequence[Tensor], counts: tuple[int, int], cuts: Given) -> tuple[Tensor, list[Tensor], Given]:
+    n, n_hx = counts
+    hx, reset_hx = list(tensors[n : n + n_hx]), list(tensors[n + n_hx :])
+    return tensors[0], list(tensors[1:n]), cuts._replace(hx=hx or None, reset_hx=reset_hx or None)
+
+
+def _taken_apart(arguments: Sequence[Any]) -> tuple[Told, list[bool], Given]:
+    n = len(Told._fields)
+    return Told(*arguments[:n]), arguments[n], Given(*arguments[n + 1 :])
+
+
+def _call(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given) -> Call:
+    sizes = (told.hidden_size, told.proj_size, told.num_layers, told.directions)
+    noise = (told.recurrent_dropout, tuple(told.zoneout))
+    layers = Layers(
+        told.cell,
+        weights[0].shape[1],
+        *sizes,
+        False,
+        told.bias,
+        told.dropout,
+        told.training,
+        *noise,
+        None,
+        list(weights),
+        [],
+    )
+    return Call(
+        layers,
+        x,
+        as_hx(tuple(given.hx)) if given.hx else None,
+        batch_sizes=given.batch_sizes,
+        lengths=given.lengths,
+        resets=given.resets,
+        reset_hx=as_hx(tuple(given.reset_hx)) if given.reset_hx else None,
+        return_gates=told.return_gates,
+    )
+
+
+def _run(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given, *, trains: bool) -> list[Tensor]:
+    call, autocast = _call(x, weights, told, given), _autocast(told)
+    traces: list[dict[str, Tensor]] | None = [] if told.return_gates else None
+    with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
+        y, states = run_eager(call, trains=trains, autocast=autocast, traces=traces)
+    return [y, *states, *(value for layer in traces or () for value in layer.values())]
+
+
+def _autocast(told: Told) -> torch.dtype | None:
+    return getattr(torch, told.autocast) if told.autocast else None
+
+
+def _trace_names(cell: str) -> tuple[str, ...]:
+    reference = reference_of(cell)
+    return (*reference.gate_names, *reference.state_names)
+
+
+def _draws(told: Told) -> bool:
+    between_layers = told.dropout > 0 and told.num_layers > 1
+    return told.training and (between_layers or told.recurrent_dropout > 0 or any(told.zoneout))
+
+
+def _random_state(x: Tensor, told: Told) -> Tensor | None:
+    """Torch's generator as it is, where a call draws from it."""
+    if not _draws(told):
+        return None
+    return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+
+
+def _set_random_state(x: Tensor, state: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.set_rng_state(state, x.device)
+    else:
+        torch.set_rng_state(state)
+
+
+class _autograd_on(torch.enable_grad):  # noqa: N801  a context like torch's own
+    """Record a graph inside of an op, which compiled code calls below autograd."""
+
+    def __enter__(self) -> None:
+        self.guard = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+        self.guard.__enter__()
+        super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self.guard.__exit__(*exception)
+
+
+_TENSORS = "Tensor x, Tensor[] weights"
+SCHEMAS = {
+    "eager": f"({_TENSORS}, {declared(Told)}, {declared(Given)}) -> Tensor[]",
+    "eager_forward": f"({_TENSORS}, {declared(Told)}, bool[] needs, {declared(Given)}) -> Tensor[]",
+    "eager_backward": f"(Tensor token, Tensor?[] grads, {_TENSORS}, {declared(Told)}, bool[] needs, {declared(Given)})"
+    " -> Tensor[]",
+}
+
+# nondeterministic_seeded: two calls with dropout are not one, and none is run again in place of being kept.
+for op, fake in ((eager, fake_eager), (eager_forward, fake_eager_forward), (eager_backward, fake_eager_backward)):
+    tags = [torch.Tag.pt2_compliant_tag]
+    tags += [torch.Tag.nondeterministic_seeded] if op is not eager_backward else []
+    LIBRARY.define(op.__name__ + SCHEMAS[op.__name__], tags=tags)
+    LIBRARY.impl(op.__name__, op, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"holdfast::{op.__name__}", fake, lib=LIBRARY)
+LIBRARY.impl("eager", differentiable_eager, "Autograd")
