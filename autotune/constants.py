@@ -59,6 +59,7 @@ class Constants:
     shared_bytes_per_clock: Constant
     matrix_flops_per_clock: Constant
     tf32_share: Constant
+    fp32_flops_per_clock: Constant
     mma_sync_share: Constant
     l2_bytes_per_us: Constant
     sm_l2_bytes_per_clock: Constant
@@ -101,6 +102,7 @@ _H100 = Constants(
     shared_bytes_per_clock=published(128.0, "B/clock/SM", "CUDA guide: 32 banks of 4 bytes; 127.4 to 127.9 measured"),
     matrix_flops_per_clock=published(4096.0, "flop/clock/SM", "H100 datasheet, 16 bit, dense, over 132 SMs"),
     tf32_share=published(0.5, "of the 16-bit rate", "H100 datasheet"),
+    fp32_flops_per_clock=published(256.0, "flop/clock/SM", "CUDA guide: 128 multiply-adds, outside the matrix unit"),
     mma_sync_share=published(0.629, "of the wgmma rate", "H800, section 6.2"),
     l2_bytes_per_us=assumed_to_be(5.5e6, "B/us", "what all SMs of an H100 together are said to read from L2"),
     sm_l2_bytes_per_clock=assumed_to_be(64.0, "B/clock/SM", "what one SM is said to read from L2"),
@@ -141,6 +143,7 @@ _KNOWN = {
     H200.name: replace(_H100, dram_bytes_per_us=published(4.8e6, "B/us", "H200 datasheet")),
     A100.name: _like_h100(
         **_datasheet("an A100", 1410.0, 2048.0, 2.039e6),
+        fp32_flops_per_clock=published(128.0, "flop/clock/SM", "CUDA guide: 64 multiply-adds"),
         l2_clocks=published(400.0, "clocks", "gpu-benches: the far half; the near one 206"),
         mma_sync_share=_MMA_SYNC,
     ),

@@ -17,7 +17,7 @@ CUDNN_WITH_BF16 = 91300
 
 class Stack(NamedTuple):
     """Layers of a torch.nn module on a batch. inputs: of the first layer; projected: proj_size > 0; packed: x is a
-    PackedSequence."""
+    PackedSequence; tf32: float32 products may be rounded to TF32."""
 
     cell: str
     dtype: torch.dtype
@@ -29,6 +29,7 @@ class Stack(NamedTuple):
     directions: int = 1
     projected: bool = False
     packed: bool = False
+    tf32: bool = True
 
 
 def cudnn_algorithm(

@@ -88,7 +88,7 @@ class Asked(NamedTuple):
         """All layers, as torch's op would have them."""
         p, packed = self.problem, self.packed or self.segments
         sizes = (p.hidden_size, p.batch_size, self.length, self.inputs, self.layers, p.directions)
-        return Stack(p.cell, p.dtype, *sizes, self.projected, packed)
+        return Stack(p.cell, p.dtype, *sizes, self.projected, packed, p.precision == "tf32")
 
     @property
     def phases(self) -> tuple[Problem, ...]:
@@ -145,6 +145,24 @@ def slower(comparison: Comparison, *, batch_size: int, length: int) -> Reason:
         f"{length} steps of a batch of {batch_size} should take {ours} on the kernels and {theirs} on torch's own op; "
         'holdfast.backend("triton") takes the kernels all the same',
     )
+
+
+LONGEST = 65536
+
+
+def first_length(asked: Asked, configs: tuple[Config, ...], limits: DeviceLimits) -> int | None:
+    """The fewest steps from which on the kernels should be faster; None where they are slower at `LONGEST` still."""
+
+    def slower_at(length: int) -> bool:
+        return compare(asked._replace(length=length), configs, limits).fused_is_faster
+
+    if slower_at(LONGEST):
+        return None
+    low, high = 0, LONGEST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if slower_at(middle) else (low, middle)
+    return high
 
 
 def step_prediction(problem: Problem, config: Config, limits: DeviceLimits, keep: Keep = "nothing") -> Prediction:

@@ -24,7 +24,8 @@ CUDNN = 91900
 @dataclass(frozen=True)
 class Fused:
     """persistent_us:    of a step of cuDNN's persistent kernels besides their product.
-    product_us:        of that product, an LSTM of 768 at B=16; it grows with H and, as wgmma's, with 16 + B / 4.
+    product_us:        of that product, an LSTM of 768 at B=16 in 16 bits; it grows with H and, as wgmma's, with
+                       16 + B / 4; twofold as TF32, fourfold in float32.
     backward_share:    a persistent step backwards over one forwards.
     two_kernels_us:    a GEMM and a pointwise kernel, each waiting for the one before: a step of the standard algorithm
                        besides the GEMM's work.
@@ -60,13 +61,16 @@ def step_us(stack: Stack, algorithm: Algorithm, limits: DeviceLimits, *, backwar
     f = FUSED
     times = stack.layers * stack.directions
     if algorithm.startswith("persist"):
-        batch = (16 + stack.batch_size / 4) / 20
-        busy = f.persistent_us.value + f.product_us.value * stack.hidden_size / 768 * batch
+        wider = 1.0 if stack.dtype != torch.float32 else 2.0 if stack.tf32 else 4.0
+        work = wider * stack.hidden_size / 768 * (16 + stack.batch_size / 4) / 20
+        busy = f.persistent_us.value + f.product_us.value * work
         return 0.0, times * busy * (f.backward_share.value if backward else 1.0)
     c = constants_for(limits)
     rows = find_cell(stack.cell).gates * stack.hidden_size
-    share = c.tf32_share.value if stack.dtype == torch.float32 else 1.0
-    rate = c.matrix_flops_per_clock.value * share * c.clock_mhz.value * limits.num_sms
+    per_clock = c.matrix_flops_per_clock.value
+    if stack.dtype == torch.float32:
+        per_clock = per_clock * c.tf32_share.value if stack.tf32 else c.fp32_flops_per_clock.value
+    rate = per_clock * c.clock_mhz.value * limits.num_sms
     gemm = 2.0 * rows * stack.hidden_size * stack.batch_size / (rate * f.gemm_share.value)
     read = rows * stack.hidden_size * stack.dtype.itemsize / c.l2_bytes_per_us.value
     latency = f.own_kernels_us if algorithm == "no cuDNN" else f.two_kernels_us

@@ -38,7 +38,7 @@ from .identity import (
     problem_of,
     usual_keep,
 )
-from .pin import pinned_config
+from .pin import asks_for_the_faster, pinned_config
 from .store import Entry, EntryError, Store, Timing
 
 
@@ -157,10 +157,10 @@ def _faster(problem: Problem, keys: tuple[Key, ...], limits: DeviceLimits, gener
 def compare_for(asked: Asked, device: torch.device) -> Comparison | None:
     """What a call is expected to take on the kernels and on torch's own op.
 
-    None where nobody asks for the faster one: a config is pinned, the kernels run on no such device, or mode
-    "tune-on-miss" is to time both first.
+    None where nobody asks for the faster one: a config or the kernels are pinned, the kernels run on no such device, or
+    mode "tune-on-miss" is to time both first.
     """
-    if pinned_config() is not None or (torch.version.hip and device.type == "cuda"):
+    if not asks_for_the_faster() or (torch.version.hip and device.type == "cuda"):
         return None
     limits = limits_of(device)
     mode, length = current_mode(), length_class(asked.length)

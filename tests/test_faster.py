@@ -14,7 +14,7 @@ from holdfast.autotune.cudnn import Stack
 from holdfast.autotune.faster import Asked, Timed, compare
 from holdfast.autotune.fused import algorithm_of, predicted_loop
 from holdfast.autotune.identity import fingerprint, key_of
-from holdfast.autotune.pin import pinned
+from holdfast.autotune.pin import kernels_where_they_can, pinned
 from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.cells.call import speed
 from holdfast.kernels.config import Config
@@ -82,6 +82,10 @@ def test_cudnns_algorithm_decides_what_its_step_takes():
     standard = predicted_loop(home._replace(dtype=BF16), H100, trains=False)
     assert standard.us > 2 * predicted_loop(home, H100, trains=False).us
     assert predicted_loop(home._replace(packed=True), H100, trains=False).us == standard.us
+    wide = home._replace(dtype=FP32, batch_size=256)
+    assert (
+        predicted_loop(wide._replace(tf32=False), H100, trains=False).us > predicted_loop(wide, H100, trains=False).us
+    )
     old = predicted_loop(home._replace(dtype=BF16), H100, trains=False, cudnn=91200)
     assert old.us > standard.us
 
@@ -177,6 +181,10 @@ def test_the_kernel_can_be_forced():
         assert module.explain(X).regime == "single_cta"
     with torch.no_grad(), pinned(Config("single_cta", 16, 16, 16)):
         assert module.explain(X).origin == "pinned"
+    with torch.no_grad(), kernels_where_they_can():
+        assert module.explain(X).origin == "heuristic"
+        wide = holdfast.GRU(3, 4).double()
+        assert names(wide.explain(X.double())) == ["unsupported_dtype"]  # which "triton" would refuse
     with holdfast.backend("eager"):
         assert names(module.explain(X)) == ["backend_eager"]
 
