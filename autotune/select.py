@@ -162,7 +162,11 @@ def compare_for(asked: Asked, device: torch.device) -> Comparison | None:
     """
     if not asks_for_the_faster() or (torch.version.hip and device.type == "cuda"):
         return None
-    limits = limits_of(device)
+    return compare_on(asked, limits_of(device))
+
+
+def compare_on(asked: Asked, limits: DeviceLimits) -> Comparison | None:
+    """`compare_for` a GPU that need not be there."""
     mode, length = current_mode(), length_class(asked.length)
     plans = [select_for(problem, limits, keep=asked.keep, length=asked.length) for problem in asked.phases]
     configs = tuple(plan.config for plan in plans if plan.config is not None)

@@ -86,7 +86,7 @@ class Plan:
                 "  double backward: eager, the plain recurrence",
             ]
         if self.call is not None:
-            lines.append(f"  this call: {self.call[0]} on the kernels, {self.call[1]} on torch's own op")
+            lines.append(f"  whole call: {self.call[0]} on the kernels, {self.call[1]} on torch's own op")
         if self.op:
             lines.append(f"  op: {_OPS[self.op]}")
         lines += [f"  reason: {reason}" for reason in self.reasons]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from holdfast.autotune.fused import algorithm_of, predicted_loop
 from holdfast.autotune.identity import fingerprint, key_of
 from holdfast.autotune.pin import kernels_where_they_can, pinned
 from holdfast.autotune.store import Entry, Store, Timing
+from holdfast.bench.output import crossovers
 from holdfast.cells.call import speed
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
@@ -237,3 +239,9 @@ def test_a_graph_is_asked_where_its_sizes_are_numbers(dynamic, monkeypatch):
             longer = torch.randn(9, 4, 3)
             torch.testing.assert_close(compiled(longer)[0], module(longer)[0], rtol=0, atol=1e-2)
             assert asked == [9]  # by the plain call alone
+
+
+def test_the_readmes_table_is_what_the_models_say():
+    """After `fit_counts`, or another constant: python -m holdfast.bench.output.crossovers prints it anew."""
+    text = (Path(holdfast.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(crossovers.table()) in text
