@@ -34,6 +34,7 @@ class Features(NamedTuple):
     chunks:    tiles of W_hh, each a row of products.
     units:     units and rows of its gate math; gates: times the cell's gates.
     lifted:    numbers that float32 without TF32 cuts in two.
+    narrow:    gates, where rows begin at no multiple of 16 numbers: loaded and stored number by number.
     """
 
     one: float
@@ -44,6 +45,7 @@ class Features(NamedTuple):
     units: float
     gates: float
     lifted: float
+    narrow: float
 
 
 class Counts(NamedTuple):
@@ -69,7 +71,7 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "poll": ("one", "loads", "parts"),
     "operands": ("one", "loads", "lifted"),
     "product": ("one", "products", "chunks", "lifted"),
-    "rest": ("one", "units", "gates", "parts"),
+    "rest": ("one", "units", "gates", "parts", "narrow"),
     "barriers": ("one", "chunks", "gates"),
     "again": ("one", "loads", "parts"),
     "again_barriers": ("one",),
@@ -116,6 +118,7 @@ def features_of(problem: Problem, config: Config, limits: DeviceLimits) -> Featu
         units=own,
         gates=own * find_cell(problem.cell).gates,
         lifted=numbers / threads if lifted else 0.0,
+        narrow=own * find_cell(problem.cell).gates if problem.hidden_size % 16 else 0.0,
     )
 
 

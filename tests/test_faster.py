@@ -213,7 +213,7 @@ def test_plain_steps_are_never_the_faster_choice():
 @pytest.mark.usefixtures("asked")
 def test_lengths_and_packed_batches_are_asked_too():
     module = holdfast.GRU(3, 4)
-    packed = torch.nn.utils.rnn.pack_sequence([X[:, 0], X[:3, 1]])
+    packed = torch.nn.utils.rnn.pack_sequence([X[:2, 0], X[:1, 1]])
     with torch.no_grad():
         assert names(module.explain(packed)) == ["slower_than_fused"]
         assert module.explain(X, lengths=[5, 3]).regime == "single_cta"  # cutting it costs torch's op more
