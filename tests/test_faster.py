@@ -142,6 +142,7 @@ def test_an_entry_of_the_users_beats_the_models(torch_us, winner, tmp_path, monk
 def asked(monkeypatch):
     """In the interpreter, with the question asked that is not asked there."""
     monkeypatch.setattr(speed, "interpreting", lambda: False)
+    speed._remembered.cache_clear()
     with interpret(seed=0):
         yield
 
@@ -231,6 +232,7 @@ def test_a_graph_is_asked_where_its_sizes_are_numbers(dynamic, monkeypatch):
     with torch.no_grad():
         expected = module(x)[0]
         asked.clear()
+        speed._remembered.cache_clear()
         torch._dynamo.reset()
         compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="eager")
         torch.testing.assert_close(compiled(x)[0], expected, rtol=0, atol=1e-2)  # TF32 in the interpreter

@@ -8,6 +8,8 @@ size, so such a graph keeps the kernels.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +63,22 @@ def _sizes(call: Call, facts: Facts, keep: Keep) -> tuple[Any, ...]:
 @constant_when_traced
 def _reasons(*sizes: Any) -> tuple[Reason, ...]:
     """Flat arguments: Dynamo of torch 2.13 does not hand on a record as one."""
+    from ...autotune import current_mode, store
+    from ...autotune.pin import asks_for_the_faster
+
+    if not asks_for_the_faster():
+        return ()
+    if current_mode() == "tune-on-miss":  # what has been tuned meanwhile is the tuner's to know
+        return _worked_out(*sizes)
+    return _remembered((current_mode(), store.generation), *sizes)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(settings: Hashable, *sizes: Any) -> tuple[Reason, ...]:
+    return _worked_out(*sizes)
+
+
+def _worked_out(*sizes: Any) -> tuple[Reason, ...]:
     comparison = _comparison(*sizes)
     if comparison is None or not comparison.fused_is_faster:
         return ()
