@@ -15,8 +15,9 @@ from holdfast.autotune.compile_many import Request, compile_many
 from holdfast.autotune.constants import constants_for, known, load_constants, save_constants, weakest
 from holdfast.autotune.constraints import CONSTRAINTS, TUNED_CONSTRAINTS, refusal
 from holdfast.autotune.cost import estimate
-from holdfast.autotune.counts import FILE, counts_of, fitted
+from holdfast.autotune.counts import DEPENDS_ON, FILE, Counts, Features, counts_of, evaluate, fitted
 from holdfast.autotune.files import SHIPPED
+from holdfast.autotune.fit_counts import _lines
 from holdfast.autotune.identity import effective_keep, fingerprint, keeps, key_of, source_digest
 from holdfast.autotune.report import heuristic_quality
 from holdfast.autotune.store import Entry, Store, Timing
@@ -224,6 +225,25 @@ def test_obvious_choices(limits):
         large = choose(replace(LSTM, cell=cell), limits)
         assert isinstance(large, Config)
         assert (large.regime, large.exchange, large.BLOCK_B) == ("cooperative", "dataflow", 16)
+
+
+def test_a_fit_finds_the_lines_that_counts_lie_on():
+    """A slope below zero is none: more work never takes less."""
+    true = {
+        name: {feature: float(3 + index) for index, feature in enumerate(names)} for name, names in DEPENDS_ON.items()
+    }
+    true["operands"] = {"one": 100.0, "loads": -5.0}
+    examples = []
+    for _ in range(40):
+        features = Features(1.0, *(random.uniform(0, 10) for _ in Features._fields[1:]))
+        examples.append((features, Counts(*(evaluate(true[name], features) for name in Counts._fields))))
+    found = _lines(examples)
+    for name, slopes in true.items():
+        if name != "operands":
+            assert found["lines"][name] == pytest.approx(slopes, abs=0.01)
+    assert set(found["lines"]["operands"]) == {"one"}
+    assert found["kernels"] == 40
+    assert 0 < found["off_by"][0] <= found["off_by"][1]
 
 
 def test_the_lines_through_the_counts_cover_every_kernel():
