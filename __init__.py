@@ -14,6 +14,7 @@ from .cells.report import conversion_report
 from .cells.rnn import RNN
 from .cells.stateful import Stateful
 from .cells.step import GRUCell, LSTMCell, RNNCell
+from .kernels.stall import StalledError, check_stalled
 
 __version__ = "0.1.0"
 
@@ -25,9 +26,11 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "Recurrent",
+    "StalledError",
     "Stateful",
     "autotune",
     "backend",
+    "check_stalled",
     "conversion_report",
     "convert",
     "current_backend",

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import triton
+from triton.runtime.jit import JITCallable
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
@@ -202,7 +203,7 @@ def source_digest(problem: Problem) -> str:
     _collect(kernel_of(problem), found)
     for config in _EXAMPLES:
         # Of any size, which the key has.
-        for group in constexprs(replace(problem, hidden_size=64), config, "cuda").values():
+        for group in constexprs(replace(problem, hidden_size=64), config, ("cuda", 90)).values():
             for field in fields(group):
                 value = getattr(group, field.name)
                 if isinstance(value, triton.JITFunction):
@@ -216,7 +217,7 @@ def source_digest(problem: Problem) -> str:
 _source = lru_cache(maxsize=1024)(source_digest)
 
 
-def _collect(function: triton.JITFunction, found: dict[str, str]) -> None:
+def _collect(function: JITCallable, found: dict[str, str]) -> None:
     """Add a function and all that it calls, by their full names."""
     name = f"{function.fn.__module__}.{function.fn.__qualname__}"
     if name in found:
@@ -225,7 +226,7 @@ def _collect(function: triton.JITFunction, found: dict[str, str]) -> None:
     found[name] = code
     for used in sorted(names):
         value = _find(used, function.fn.__globals__)
-        if isinstance(value, triton.JITFunction):
+        if isinstance(value, JITCallable):  # a JITFunction or a constexpr_function
             if not value.fn.__module__.startswith("triton."):  # the fingerprint has Triton's version
                 _collect(value, found)
         elif isinstance(value, (bool, int, float, str)) or type(value).__name__ == "constexpr":
@@ -240,7 +241,7 @@ def _find(name: str, scope: dict[str, Any]) -> Any:
 
 
 @cache
-def _parsed(function: triton.JITFunction) -> tuple[str, frozenset[str]]:
+def _parsed(function: JITCallable) -> tuple[str, frozenset[str]]:
     """The function without docstring and comments, and the names that it uses, those of a module's content dotted."""
     tree = ast.parse(function.src)
     (definition,) = tree.body

@@ -17,6 +17,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..kernels.layouts import check_layouts
 from ..kernels.resources import A100, B200, H100, MI300X
 from .sass import Step, count, decode, step_of, time_loop
 
@@ -96,7 +97,7 @@ def compile_offline(
     target:      "sm_80", "sm_90", "sm_100", "gfx942", or another name of that form.
     options:     further options of the backend, as at a launch, e.g. maxnreg=255 (CUDA only).
 
-    Raises what Triton raises where the kernel does not compile.
+    Raises what Triton raises where the kernel does not compile, and LayoutError where a launch would.
     """
     types = {name: "constexpr" if name in constexprs else signature[name] for name in fn.arg_names}
     source = ASTSource(fn=fn, signature=types, constexprs=dict(constexprs), attrs=dict(attrs or {}))
@@ -105,6 +106,7 @@ def compile_offline(
         source, target=gpu_target(target), options={"num_warps": num_warps, "num_stages": num_stages, **options}
     )
     seconds = time.perf_counter() - start
+    check_layouts(compiled.asm["ttgir"])
     code = read_cubin(compiled.asm["cubin"]) if "cubin" in compiled.asm else read_amdgcn(compiled.asm["amdgcn"])
     return CompiledReport(
         target=target,

@@ -7,7 +7,7 @@ Downwards from `select`, which every layer asks, to the entry that is looked up 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import torch
 
 from ..kernels.config import Config
 from ..kernels.describe import least_grid
-from ..kernels.executor import interpreting
+from ..kernels.executor import interpreting, substitute
 from ..kernels.kept import Keep
 from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Phase, Problem
@@ -38,7 +38,7 @@ from .identity import (
     problem_of,
     usual_keep,
 )
-from .pin import asks_for_the_faster, pinned_config
+from .pin import asks_for_the_faster, pin_of, pinned_config, remember_pin  # noqa: F401  the ops ask this module alone
 from .store import Entry, EntryError, Store, Timing
 
 
@@ -58,11 +58,35 @@ def select(
     """
     if torch.version.hip and device.type == "cuda":
         return Plan(problem, "eager", reasons=(_ROCM,))
+    if _refused and pinned_config() is None and (reason := _refused.get(_place(problem, device))):
+        return Plan(problem, "eager", reasons=(reason,))
     limits = limits_of(device)
     if may_tune and current_mode() == "tune-on-miss" and pinned_config() is None:
         key = key_of(problem, length)
         on_miss.settle(key, device, lambda: lookup(key, usual_keep(problem), limits, store.generation).entry)
     return select_for(problem, limits, keep=keep, length=length)
+
+
+def settings() -> tuple[Hashable, ...]:
+    """What a plan depends on besides its problem and its GPU: other settings, perhaps another plan."""
+    return pinned_config(), asks_for_the_faster(), current_mode(), store.generation
+
+
+_refused: dict[Hashable, Reason] = {}
+
+
+def _place(problem: Problem, device: torch.device) -> Hashable:
+    return device, substitute(), replace(problem, batch_size=0)
+
+
+def refuse(problem: Problem, device: torch.device, why: str) -> bool:
+    """Remember that this device does not hold the problem's kernel, whatever its batch size: `select` says so from now
+    on. False where the caller has pinned the config and should hear of it."""
+    if pinned_config() is not None:
+        return False
+    _refused[_place(problem, device)] = Reason("not_resident", why)
+    store.changed()
+    return True
 
 
 def limits_of(device: torch.device) -> DeviceLimits:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
+from ..kernels.resources import NotResidentError
 from .call.checks import (
     Lengths,
     check_bool,
@@ -22,8 +23,8 @@ from .call.checks import (
     checked_resets,
     refuse_with_packed,
 )
-from .call.decision import decide, explained, refusal
-from .call.records import Call, Layers, State, as_hx
+from .call.decision import after_refusal, decide, explained, refusal
+from .call.records import Call, Decision, Layers, State, as_hx
 from .eager.run import follow
 from .gates import gates_as_asked
 from .interop import Interop
@@ -229,7 +230,16 @@ class RecurrentBase(nn.RNNBase, Interop):
         decision = decide(call)
         if decision.refused:
             raise RuntimeError(refusal(type(self).__name__, decision.reasons))
-        traces: list[dict[str, Tensor]] | None = [] if return_gates else None
+        if torch.compiler.is_compiling():
+            return self._run(call, decision)
+        try:
+            return self._run(call, decision)
+        except NotResidentError as error:
+            return self._run(call, after_refusal(type(self).__name__, call, error))
+
+    def _run(self, call: Call, decision: Decision) -> tuple[Any, ...]:
+        """The results of a call on the path that was decided."""
+        traces: list[dict[str, Tensor]] | None = [] if call.return_gates else None
         if decision.path == "kernels":
             output, states = run_kernels(call, decision, traces)
         elif decision.path == "op":

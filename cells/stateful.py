@@ -45,6 +45,22 @@ class Stateful(nn.Module):
         y = stream(frames)       # [T, B, 40] -> [T, B, 128]
         y_t = stream.step(frame) # [B, 40] -> [B, 128]
 
+    A single step is mostly the host's time. On a GPU a CUDA graph replays it without; it writes where it was captured,
+    so the state is a tensor of yours (an LSTM has two):
+
+        x, h = torch.zeros(1, B, 40, device="cuda"), torch.zeros(1, B, 128, device="cuda")
+        with torch.no_grad():
+            module(x, h)  # once before the capture: compiles and loads what is captured
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                y, h_n = module(x, h)
+                h.copy_(h_n)
+        for frame in frames:  # [B, 40]
+            x[0].copy_(frame)
+            graph.replay()
+            outputs.append(y[0].clone())
+        holdfast.check_stalled()
+
     Raises TypeError where module is none of holdfast's, ValueError where it is bidirectional.
     """
 

@@ -22,7 +22,7 @@ def empty_rows(like: torch.Tensor, *shape: int) -> torch.Tensor:
 
 def strides(tensor: torch.Tensor) -> tuple[int, ...]:
     """Its strides; 0 for a dimension of size 1, where torch may say anything."""
-    return tuple(stride if size > 1 else 0 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return tuple([stride if size > 1 else 0 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)])
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

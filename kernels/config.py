@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from .hashed_once import hashed_once
+
 Regime = Literal["single_cta", "cooperative", "eager"]
 Exchange = Literal["dataflow", "barrier"]
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Config:
     """One way to run a time loop. Field names are the kernels' own constexpr and launch names.

@@ -38,18 +38,26 @@ def dot_precision(problem: Problem, platform: str) -> str:
     return "tf32" if problem.precision == "tf32" else "tf32x3"
 
 
-def constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
+Arch = tuple[str, int | str]
+"""As `DeviceLimits.arch`; ("interpreter", 0) is no GPU."""
+
+
+def constexprs(problem: Problem, config: Config, arch: Arch) -> dict[str, Any]:
     """Compile-time arguments of `kernel_of(problem)`. The batch and the length are not among them."""
-    return {"CELL": find_cell(problem.cell), "LOOP": loop_of(problem, config, platform)}
+    return {"CELL": find_cell(problem.cell), "LOOP": loop_of(problem, config, arch)}
 
 
-def loop_of(problem: Problem, config: Config, platform: str) -> Loop:
+def loop_of(problem: Problem, config: Config, arch: Arch) -> Loop:
+    platform = arch[0]
     return Loop(
         HIDDEN=problem.hidden_size,
         DIRECTIONS=problem.directions,
         SAVED=saved_tiles(problem),
         PRECISION=dot_precision(problem, platform),
-        EXCHANGE="registers" if config.regime == "single_cta" else config.exchange,
+        EXCHANGE=exchange_of(problem, config, platform),
+        PAIRS=platform == "cuda" and int(arch[1]) >= 90,  # max.u16x2
+        INTERLEAVED=interleaves(problem, config, arch),
+        NUM_WARPS=config.num_warps,
         MEMBERS=team_size(problem, config),
         BLOCK_B=config.BLOCK_B,
         BLOCK_H=config.BLOCK_H,
@@ -58,6 +66,26 @@ def loop_of(problem: Problem, config: Config, platform: str) -> Loop:
         PART=part_of_product(problem, config),
         CHUNKS=chunks(problem, config),
     )
+
+
+def exchange_of(problem: Problem, config: Config, platform: str) -> str:
+    """`Loop.EXCHANGE`: "dataflow" spins in PTX wherever there is PTX and a row is whole 32-bit words."""
+    if config.regime == "single_cta":
+        return "registers"
+    whole = problem.dtype.itemsize == 4 or problem.hidden_size % 2 == 0
+    return "spin" if config.exchange == "dataflow" and platform == "cuda" and whole else config.exchange
+
+
+_TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+
+
+def interleaves(problem: Problem, config: Config, arch: Arch) -> bool:
+    """Whether gates are interleaved along the product's rows: where its tile is Hopper's m64n16, a slab of 16 rows a
+    warp. Triton 3.6.0 chooses the tiles' layouts along units and takes 6 to 10 barriers a step then, not 4."""
+    if problem.phase == "backward" or exchange_of(problem, config, arch[0]) != "spin":
+        return False
+    is_m64n16 = (config.BLOCK_H, config.BLOCK_B, config.num_warps) == (16, 16, 4)
+    return is_m64n16 and find_cell(problem.cell).padded_gates == 4 and arch == ("cuda", 90) and _TRITON >= (3, 7)
 
 
 def backend_options(platform: str) -> dict[str, Any]:
@@ -158,10 +186,10 @@ def describe(
 
     keep:  what the loop stores, or backwards what the one before it stored; backwards v is there or worked out again.
     """
-    loop = loop_of(problem, config, limits.arch[0])
+    loop = loop_of(problem, config, limits.arch)
     fn = kernel_of(problem)
     groups = types_of(problem, config, loop, has_bias=has_bias, has_initial=has_initial, keep=keep)
-    constants = constexprs(problem, config, limits.arch[0])
+    constants = constexprs(problem, config, limits.arch)
     signature, values, attrs = signature_of(fn, groups, constants)
     return KernelDescription(
         fn=fn,

@@ -34,8 +34,16 @@ class Extras(NamedTuple):
     zoneout: Sequence[torch.Tensor] | None = None
 
     @property
+    def absent(self) -> bool:
+        """Whether all are left out."""
+        lengths, starts, resets, reset_state, dropout, zoneout = self
+        return lengths is starts is resets is reset_state is dropout is zoneout is None
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Their names, as a `Problem` has them."""
+        if self.absent:
+            return ()
         given = {
             "lengths": self.lengths,
             "packed": self.starts,
@@ -51,15 +59,17 @@ class Extras(NamedTuple):
         """Whether h before a step is not simply that of the step before it in memory."""
         return self.lengths is not None or self.resets is not None
 
-    def extent(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """Steps and batch size, from a tensor as y, [T, B, ..] or packed [rows, ..]."""
+    def extent(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Steps and batch size, from the shape of a tensor as y, [T, B, ..] or packed [rows, ..]."""
         if self.starts is None:
-            return tensor.shape[0], tensor.shape[1]
+            return shape[0], shape[1]
         assert self.lengths is not None, "a packed sequence comes with its lengths"
         return self.starts.shape[0], self.lengths.shape[0]
 
     def cast(self, dtype: torch.dtype) -> Extras:
         """As the kernels take them."""
+        if self.absent:
+            return self
         return Extras(
             None if self.lengths is None else aligned(self.lengths.to(torch.int32).contiguous()),
             None if self.starts is None else aligned(self.starts.to(torch.int64).contiguous()),

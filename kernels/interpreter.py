@@ -30,6 +30,7 @@ from triton.runtime import interpreter as base
 from triton.runtime.interpreter import TensorHandle
 
 from .executor import executing_on
+from .resources import TOO_LARGE
 
 if TYPE_CHECKING:
     from .schedule import Range, Scheduler
@@ -50,7 +51,8 @@ class Interpreter:
     stalled:            programs that never start, as if the GPU had no room for them.
     raise_on_deadlock:  raise DeadlockError when all programs wait; False lets them spend their
                         polls and end by themselves, as on a GPU.
-    resident_programs:  how many programs the imagined GPU holds at once.
+    resident_programs:  how many programs the imagined GPU holds at once, by its own formula.
+    admitted_programs:  how many of a cooperative grid its driver admits; None for any number.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Interpreter:
         stalled: Collection[int] = (),
         raise_on_deadlock: bool = True,
         resident_programs: int = 132,
+        admitted_programs: int | None = None,
     ) -> None:
         self.seed = seed
         self.stalled = frozenset(stalled)
         self.raise_on_deadlock = raise_on_deadlock
         self.resident_programs = resident_programs
+        self.admitted_programs = admitted_programs
         self.spin_limit = 1000
         self.launches = 0
         self.trace: list[int] = []
@@ -73,6 +77,10 @@ class Interpreter:
     def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None:
         from .schedule import Scheduler  # needs greenlet, which a machine with a GPU may lack
 
+        team: Any = arguments.get("team")
+        cooperative = team is not None and team.status is not None
+        if cooperative and self.admitted_programs is not None and grid > self.admitted_programs:
+            raise RuntimeError(TOO_LARGE)
         scheduler = Scheduler(self.seed + self.launches, raise_on_deadlock=self.raise_on_deadlock)
         self.launches += 1
         function = _rewritten(kernel)

@@ -1,13 +1,23 @@
-"""Launch a time loop: the co-residency check, the team's counters, the grid."""
+"""Launch a time loop: how many teams the GPU holds at once, their memory, the grid, and the compiled kernel itself.
+
+Triton's own `kernel[grid](...)` works out anew at every call which kernel it means: 30 us of a CPU core for these
+arguments, forwards. Here a `Launcher` remembers the compiled kernel by what Triton compiles one for (types, alignment,
+strides) and hands it to Triton's launcher, which takes 4 us.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
+from triton import knobs
+from triton.runtime import driver
 
+from .cell_spec import CELLS
 from .config import Config
 from .describe import (
     backend_options,
@@ -21,18 +31,12 @@ from .describe import (
     split_k,
     team_size,
 )
-from .executor import substitute
-from .loop.groups import Team
+from .executor import Executor, substitute
+from .layouts import check_layouts
+from .loop.groups import ABSENT, Team
 from .problem import Problem
-from .resources import from_device, resident_programs
-from .stall import raise_if_stalled, status_word
-
-# Polls before a wait is given up. An L2 round trip is near half a microsecond (design estimate), so about a second.
-SPIN_LIMIT = 1 << 21
-
-
-class NotResidentError(RuntimeError):
-    """The programs of a cooperative launch do not fit on the GPU at the same time."""
+from .resources import H100, TOO_LARGE, NotResidentError, from_device, resident_programs
+from .stall import WAIT_LIMIT, raise_if_stalled, status_word
 
 
 def launch(problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
@@ -42,34 +46,178 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
-    kernel = kernel_of(problem)
     executor = substitute()
-    platform = "hip" if torch.version.hip else "cuda"
-    arguments = groups | constexprs(problem, config, platform) | {"team": Team()}
-    options: dict[str, Any] = {
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        **backend_options(platform),
-    }
-    if config.regime == "cooperative":
+    which = problem, config, device, executor is not None
+    launcher = launcher_of(*which)
+    if launcher.cell is not CELLS.get(problem.cell):  # the name was given away anew
+        launcher_of.cache_clear()
+        launcher = launcher_of(*which)
+    if launcher.cooperative:
         raise_if_stalled(device)
-        options["launch_cooperative_grid"] = True
-        team = Team(status=status_word(device), spin_limit=executor.spin_limit if executor else SPIN_LIMIT)
-        arguments["team"] = team
-        resident = executor.resident_programs if executor else _resident(problem, config, device, arguments, options)
-        if resident < least_grid(problem, config):
-            raise NotResidentError(
-                f"{problem.cell} with hidden_size={problem.hidden_size} needs {least_grid(problem, config)} programs "
-                f"resident at once with {config}; {device} holds {resident}"
-            )
-        at_once, side_by_side = directions_at_once(problem, config, resident), num_groups(problem, config, resident)
-        for turn in range(problem.directions // at_once):
-            arguments["team"] = _with_memory(team, problem, config, at_once * side_by_side, device)
-            if at_once < problem.directions:
-                arguments["walk_bits"] = alone(groups["walk_bits"], turn)
-            _run(kernel, at_once * side_by_side * team_size(problem, config), arguments, options, device)
+    if executor is None:
+        launcher.run(groups)
     else:
-        _run(kernel, problem.directions * batch_tiles(problem, config), arguments, options, device)
+        launcher.interpret(executor, groups)
+        raise_if_stalled(device)
+
+
+@dataclass
+class Fit:
+    """How many programs of a kernel a device holds at once: by the kernel's own registers and shared memory, until a
+    driver refuses that many. One for all batch sizes."""
+
+    resident: int
+    num_sms: int
+
+    def refused(self, grid: int, least: int) -> None:
+        """The driver did not take a grid of so many programs, of which `least` must be resident at once: count on a
+        program less on each SM, and below one on half of the teams."""
+        an_sm = math.ceil(grid / self.num_sms) - 1
+        self.resident = min(self.resident, self.num_sms * an_sm if an_sm else grid // least // 2 * least)
+
+
+_fits: dict[tuple[torch.device, Any], Fit] = {}
+"""By device and compiled kernel."""
+
+
+class Launcher:
+    """Every launch of one problem with one config on one device, or in an executor in its place."""
+
+    def __init__(self, problem: Problem, config: Config, device: torch.device, substituted: bool) -> None:
+        self.problem, self.config, self.device = problem, config, device
+        self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
+        self.cooperative = config.regime == "cooperative"
+        self.least = least_grid(problem, config)
+        arch = ("interpreter", 0) if substituted else from_device(device).arch
+        # For AMD Triton compiles one thing more in that is not looked at here: whether a tensor has 2 GiB.
+        self.remembers = arch[0] == "cuda"
+        constants = constexprs(problem, config, arch)
+        self.constants = tuple(constants.values())
+        self.names = tuple(name for name in self.kernel.arg_names if name not in constants)
+        self.place_of_team, self.place_of_walk = self.names.index("team"), self.names.index("walk_bits")
+        self.options: dict[str, Any] = {
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            **backend_options(arch[0]),
+        }
+        if self.cooperative:
+            self.options["launch_cooperative_grid"] = True
+        self.compiled_for: dict[tuple[Any, ...], tuple[Any, Fit]] = {}
+
+    def run(self, groups: dict[str, Any]) -> None:
+        """Launch on the GPU."""
+        active = driver.active
+        current = active.get_current_device()
+        if self.device.index is None or self.device.index == current:
+            self._run(groups, active.get_current_stream(current))
+        else:
+            with torch.cuda.device(self.device):
+                self._run(groups, active.get_current_stream(self.device.index))
+
+    def interpret(self, executor: Executor, groups: dict[str, Any]) -> None:
+        """Let `executor` run every program to its end."""
+        constants = dict(zip(self.kernel.arg_names[len(self.names) :], self.constants, strict=True))
+
+        def start(grid: int, team: Team, walk_bits: int) -> None:
+            given = groups | {"team": team, "walk_bits": walk_bits} | constants
+            executor.run(self.kernel, grid, {name: given[name] for name in self.kernel.arg_names})
+
+        self._start(start, Fit(executor.resident_programs, H100.num_sms), executor.spin_limit, groups["walk_bits"])
+
+    def _run(self, groups: dict[str, Any], stream: int) -> None:
+        arguments, key = _addresses(self.names, groups)
+        found = self.compiled_for.get(key)
+        if found is None:
+            found = self._compiled(groups)
+            if self.remembers:
+                self.compiled_for[key] = found
+            # As tensors: Triton's launcher then asks the driver whether the GPU can read them.
+            arguments = [groups.get(name) for name in self.names]
+        compiled, fit = found
+        enter, leave, metadata = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, None
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler listens
+            metadata = compiled.launch_metadata((1,), stream, *arguments, *self.constants)
+        else:
+            enter = leave = None
+
+        def start(grid: int, team: Team, walk_bits: int) -> None:
+            arguments[self.place_of_team], arguments[self.place_of_walk] = team, walk_bits
+            handles = compiled.function, compiled.packed_metadata
+            compiled.run(grid, 1, 1, stream, *handles, metadata, enter, leave, *arguments, *self.constants)
+
+        self._start(start, fit, WAIT_LIMIT, groups["walk_bits"])
+
+    def _start(self, start: Callable[[int, Team, int], None], fit: Fit, spin_limit: int, walk_bits: int) -> None:
+        """Start as many teams as fit, fewer if the driver does not take that many; directions in turns if need be."""
+        problem, config = self.problem, self.config
+        if not self.cooperative:
+            start(problem.directions * batch_tiles(problem, config), _ALONE, walk_bits)
+            return
+        while True:
+            if fit.resident < self.least:
+                raise NotResidentError(
+                    f"{problem.cell} with hidden_size={problem.hidden_size} needs {self.least} programs "
+                    f"resident at once with {config}; {self.device} holds {fit.resident}",
+                    problem,
+                )
+            at_once = directions_at_once(problem, config, fit.resident)
+            teams = at_once * num_groups(problem, config, fit.resident)
+            grid = teams * team_size(problem, config)
+            try:
+                for turn in range(problem.directions // at_once):
+                    bits = walk_bits if at_once == problem.directions else alone(walk_bits, turn)
+                    start(grid, self._team(teams, spin_limit), bits)
+                return
+            except RuntimeError as error:
+                if TOO_LARGE not in str(error):
+                    raise
+                fit.refused(grid, self.least)
+
+    def _team(self, teams: int, spin_limit: int) -> Team:
+        """Counters and scratch memory as a launch of so many teams finds them."""
+        arrivals = partial = None
+        if self.config.exchange == "barrier":
+            arrivals = torch.zeros(teams, 32, dtype=torch.int32, device=self.device)
+        if split_k(self.problem, self.config) > 1:
+            shape = partial_shape(self.problem, self.config, teams)
+            partial = torch.full(shape, -1, dtype=torch.int32, device=self.device)
+        return Team(arrivals, status_word(self.device), spin_limit, partial)
+
+    def _compiled(self, groups: dict[str, Any]) -> tuple[Any, Fit]:
+        """The kernel for arguments of this kind, loaded."""
+        team = _ALONE
+        try:
+            if self.cooperative:
+                # Any int32 memory stands for the team's own, which is as large as the answer allows.
+                word = status_word(self.device)
+                barrier, splits = self.config.exchange == "barrier", split_k(self.problem, self.config) > 1
+                team = Team(word if barrier else None, word, WAIT_LIMIT, word if splits else None)
+            values = [team if name == "team" else groups[name] for name in self.names]
+            compiled = self.kernel.warmup(*values, *self.constants, **self.options, grid=(1,))
+            check_layouts(compiled.asm["ttgir"])
+            compiled._init_handles()
+        except RuntimeError as error:
+            if _capturing(self.device):
+                raise RuntimeError(
+                    "a kernel's first launch cannot be captured in a CUDA graph, as Triton has yet to compile and load "
+                    "it: make the same call once before the capture, with a backward pass if that is captured too"
+                ) from error
+            raise
+        place = self.device, compiled
+        if place not in _fits:
+            limits = from_device(self.device)
+            resident = resident_programs(
+                limits,
+                registers=compiled.n_regs,
+                num_warps=compiled.metadata.num_warps,
+                shared=compiled.metadata.shared,
+            )
+            _fits[place] = Fit(resident, limits.num_sms)
+        return compiled, _fits[place]
+
+
+launcher_of = lru_cache(maxsize=4096)(Launcher)
+_ALONE = Team()
 
 
 def alone(walk_bits: int, direction: int) -> int:
@@ -77,67 +225,39 @@ def alone(walk_bits: int, direction: int) -> int:
     return walk_bits | 1 + direction << 2
 
 
-def _with_memory(team: Team, problem: Problem, config: Config, teams: int, device: torch.device) -> Team:
-    """Counters and scratch memory as a launch of so many teams finds them."""
-    if config.exchange == "barrier":
-        team = team._replace(arrivals=torch.zeros(teams, 32, dtype=torch.int32, device=device))
-    if split_k(problem, config) > 1:
-        shape = partial_shape(problem, config, teams)
-        team = team._replace(partial=torch.full(shape, -1, dtype=torch.int32, device=device))
-    return team
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _run(
-    kernel: triton.JITFunction, grid: int, arguments: dict[str, Any], options: dict[str, Any], device: torch.device
-) -> None:
-    arguments = {name: arguments[name] for name in kernel.arg_names}
-    executor = substitute()
-    if executor:
-        executor.run(kernel, grid, arguments)
-        raise_if_stalled(device)
-    else:
-        with torch.cuda.device(device):
-            kernel[(grid,)](**arguments, **options)
-
-
-_resident_cache: dict[Any, int] = {}
-
-
-def _resident(
-    problem: Problem, config: Config, device: torch.device, arguments: dict[str, Any], options: dict[str, Any]
-) -> int:
-    """Programs of the compiled kernel that the device holds at once, by its own registers and shared memory."""
-    kernel = kernel_of(problem)
-    looked_at = (p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize))
-    compiled_for = tuple(_specialization(arguments[name]) for name in looked_at)
-    key = (device.index, replace(problem, batch_size=0), config, compiled_for)
-    if key not in _resident_cache:
-        # Any int32 memory stands for the team's own, which is as large as the answer allows.
-        team = arguments["team"]
-        team = team._replace(
-            arrivals=team.status if config.exchange == "barrier" else None,
-            partial=team.status if split_k(problem, config) > 1 else None,
-        )
-        values = {name: arguments[name] for name in kernel.arg_names} | {"team": team}
-        with torch.cuda.device(device):
-            compiled = kernel.warmup(**values, **options, grid=(1,))
-            compiled._init_handles()
-        _resident_cache[key] = resident_programs(
-            from_device(device),
-            registers=compiled.n_regs,
-            num_warps=compiled.metadata.num_warps,
-            shared=compiled.metadata.shared,
-        )
-    return _resident_cache[key]
-
-
-def _specialization(argument: Any) -> Any:
-    """What Triton compiles a kernel of its own for, besides types: another stride or alignment is another kernel, with
-    other registers. LSTM bf16 H=1024, sm_90: 180 where everything is divisible by 16, 255 where nothing is."""
-    if argument is None:
-        return None
-    if isinstance(argument, int):
-        return argument == 1, argument % 16 == 0, argument < 2**31
-    if isinstance(argument, tuple):
-        return tuple(map(_specialization, argument))
-    return argument.data_ptr() % 16 == 0
+def _addresses(names: tuple[str, ...], groups: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
+    """The groups of these names with the addresses in place of tensors, None for one that is not there; and what Triton
+    compiles a kernel of its own for besides types, which follow from the problem: what is None, how far addresses and
+    strides are multiples; and the device. LSTM bf16 H=1024, sm_90: 180 registers where everything is divisible by 16,
+    255 where nothing is."""
+    arguments: list[Any] = []
+    seen: list[Any] = []
+    for name in names:
+        group = groups.get(name)
+        if type(group) is int or group is ABSENT.get(type(group)):  # T, B, walk_bits: not specialised, below 2**31
+            arguments.append(group)
+            if type(group) is not int:
+                seen.append(None)
+            continue
+        found: list[Any] = []
+        for field in group:  # type: ignore[union-attr]
+            if field is None:
+                seen.append(None)
+                found.append(None)
+            elif type(field) is int:
+                seen.append(4 * (field >= 2**31) + (0 if field % 16 else 2) + (field == 1))
+                found.append(field)
+            elif type(field) is tuple:
+                addresses = [tensor.data_ptr() for tensor in field]
+                seen += [2 * tensor.get_device() + (not tensor.data_ptr() % 16) for tensor in field]
+                found.append(tuple(addresses))
+            else:
+                address = field.data_ptr()
+                seen.append(2 * field.get_device() + (not address % 16))
+                found.append(address)
+        arguments.append(tuple(found))
+    return arguments, tuple(seen)

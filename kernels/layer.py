@@ -7,6 +7,7 @@ GEMMs and sums over all steps for the weights and the input; no atomics, so the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from .gemm import (
 from .kept import Keep, keeps_values, saved_tiles, writes_operands
 from .launch import launch
 from .loop.groups import (
+    ABSENT,
     Dropout,
     Layer,
     LayerGradients,
@@ -42,8 +44,11 @@ from .loop.groups import (
     Zones,
 )
 from .problem import Problem
+from .stall import raise_if_stalled
 
 PLAIN = Extras()
+
+NO_OPTIONS = {"rows": ABSENT[Rows], "resets": ABSENT[Resets], "zones": ABSENT[Zones]}
 
 
 class Residuals(NamedTuple):
@@ -60,6 +65,9 @@ class Residuals(NamedTuple):
 
     sent: torch.Tensor | None = None
     """h times the dropout factors; None without them."""
+
+
+NO_RESIDUALS = Residuals((), None)
 
 
 class Gradients(NamedTuple):
@@ -116,28 +124,27 @@ def forward_layer(
     x, weights, initial = _cast(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
     gx = project_input(problem, x, weights, batch_first=batch_first)
-    cell = find_cell(problem.cell)
-    directions, hidden = len(weights), problem.hidden_size
-    steps, batch_size = extras.extent(gx[0])
-    width = directions * hidden
-    y = gx.new_empty(*gx.shape[1:-1], width)
-    final = tuple(gx.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
-    kept = () if keep == "nothing" else tuple(torch.empty_like(y) for _ in range(cell.states - 1))
-    residuals = Residuals(
-        kept,
-        _saved(problem, y, width) if keeps_values(problem, keep) else None,
-        torch.empty_like(y) if cell.inner is not None and writes_operands(config, keep) else None,
-        torch.empty_like(y) if extras.dropout is not None and writes_operands(config, keep) else None,
-    )
+    needs = _needs(problem, config, keep)
+    directions, *rows, _ = gx.shape
+    steps, batch_size = extras.extent(rows)
+    width = directions * problem.hidden_size
+    y = gx.new_empty((*rows, width))
+    final = tuple([gx.new_empty((directions, batch_size, problem.hidden_size)) for _ in range(needs.states)])
+    residuals = NO_RESIDUALS
+    if needs.anything_else:
+        residuals = Residuals(
+            tuple([torch.empty_like(y) for _ in range(needs.kept)]),
+            y.new_empty((*rows, needs.saved * width)) if needs.saved else None,
+            torch.empty_like(y) if needs.inner else None,
+            torch.empty_like(y) if needs.sent else None,
+        )
     if batch_size == 0:
         return y, final, residuals
-    channels = [y if residuals.sent is None else residuals.sent]
-    channels += [] if residuals.inner is None else [residuals.inner]
     # In a single step of one product nobody reads what the team publishes.
-    waits = config.regime == "cooperative" and config.exchange == "dataflow" and (steps > 1 or cell.inner is not None)
-    for tensor in (y, *kept, residuals.inner, residuals.sent):
-        if tensor is not None:
-            fill_channel(tensor, extras, sentinel=waits and any(tensor is channel for channel in channels))
+    waits = needs.waits and (steps > 1 or residuals.inner is not None)
+    if waits or extras.lengths is not None:
+        _fill(y, residuals, extras, waits=waits)
+    kept = residuals.kept
     groups = {
         "gx": _strided(gx, extras),
         "layer": _layer(weights, with_bias=True),
@@ -183,10 +190,10 @@ def backward_layer(
     cell = find_cell(problem.cell)
     directions, hidden = len(weights), problem.hidden_size
     width = directions * hidden
-    steps, batch_size = extras.extent(y)
+    steps, batch_size = extras.extent(y.shape)
 
     def of_states() -> tuple[torch.Tensor, ...]:
-        return tuple(y.new_empty(directions, batch_size, hidden) for _ in range(cell.states))
+        return tuple([y.new_empty((directions, batch_size, hidden)) for _ in range(cell.states)])
 
     d_initial = of_states() if initial is not None and wanted.initial else None
     d_reset = of_states() if extras.reset_state is not None and wanted.reset_state else None
@@ -217,7 +224,7 @@ def backward_layer(
             "layer": _layer(weights, with_bias=False),
             "past": Past(as_steps_of_y(initial), y, residuals.kept or None, residuals.saved),
             "gx": _strided(gx, extras),
-            "ga": Strided() if ga is None else Strided(ga, ga.stride(0)),
+            "ga": ABSENT[Strided] if ga is None else Strided(ga, ga.stride(0)),
             "out": StepGradients(da, dx),
             "dropout": _dropout(extras),
             **_options(extras, width),
@@ -232,17 +239,56 @@ def backward_layer(
     if d_parameters is not None:
         summed = (own.sum(0).to(problem.dtype) for own in d_parameters.unbind(1))
         of_weights = [w._replace(parameters=own) for w, own in zip(of_weights, summed, strict=True)]
+    if config.regime == "cooperative":
+        raise_if_stalled(y.device)  # nothing may be launched after a backward pass that would say so
     return Gradients(grad_x, of_weights, d_initial or (), d_reset or ())
 
 
-def _saved(problem: Problem, y: torch.Tensor, width: int) -> torch.Tensor:
-    return y.new_empty(*y.shape[:-1], saved_tiles(problem) * width)
+class Needs(NamedTuple):
+    """The memory of a forward pass besides gx and y, whatever its length and batch size: how many final states and kept
+    states, tiles of v (0: none), and whether what the second product multiplies and h times dropout lie in memory.
+
+    waits:  a team of several programs finds out in memory what has been published.
+    """
+
+    states: int
+    kept: int
+    saved: int
+    inner: bool
+    sent: bool
+    waits: bool
+
+    @property
+    def anything_else(self) -> bool:
+        return bool(self.kept or self.saved or self.inner or self.sent)
+
+
+@lru_cache(maxsize=4096)
+def _needs(problem: Problem, config: Config, keep: Keep) -> Needs:
+    cell, cooperative = find_cell(problem.cell), config.regime == "cooperative"
+    shared = writes_operands(config, keep)
+    return Needs(
+        states=cell.states,
+        kept=cell.states - 1 if keep != "nothing" else 0,
+        saved=saved_tiles(problem) if keeps_values(problem, keep) else 0,
+        inner=cell.inner is not None and shared,
+        sent="recurrent_dropout" in problem.features and shared,
+        waits=cooperative and config.exchange == "dataflow",
+    )
+
+
+def _fill(y: torch.Tensor, residuals: Residuals, extras: Extras, *, waits: bool) -> None:
+    """Prepare what the loop writes at every step; the sentinel goes where a team reads what it publishes."""
+    sent = y if residuals.sent is None else residuals.sent
+    for tensor in (y, *residuals.kept, residuals.inner, residuals.sent):
+        if tensor is not None:
+            fill_channel(tensor, extras, sentinel=waits and (tensor is sent or tensor is residuals.inner))
 
 
 def _strided(tensor: torch.Tensor | None, extras: Extras) -> Strided:
     """A tensor [D, T, B, n] or [T, B, n], packed [D, rows, n] or [rows, n]."""
     if tensor is None:
-        return Strided()
+        return ABSENT[Strided]
     packed = extras.starts is not None
     each = strides(tensor)
     directions = each[0] if tensor.dim() == (3 if packed else 4) else None
@@ -250,15 +296,18 @@ def _strided(tensor: torch.Tensor | None, extras: Extras) -> Strided:
 
 
 def _layer(weights: Sequence[LayerWeights], *, with_bias: bool) -> Layer:
-    def of_each(field: str) -> tuple[torch.Tensor, ...] | None:
-        tensors = [getattr(w, field) for w in weights]
-        return None if tensors[0] is None else tuple(tensor.contiguous() for tensor in tensors)
-
-    return Layer(of_each("w_hh"), of_each("b_hh") if with_bias else None, of_each("parameters"))
+    first = weights[0]
+    return Layer(
+        tuple([w.w_hh.contiguous() for w in weights]),
+        tuple([w.b_hh.contiguous() for w in weights]) if with_bias and first.b_hh is not None else None,  # type: ignore[union-attr]
+        None if first.parameters is None else tuple([w.parameters.contiguous() for w in weights]),  # type: ignore[union-attr]
+    )
 
 
 def _options(extras: Extras, width: int) -> dict[str, Any]:
     """What both loops take of a call's options."""
+    if extras.absent:
+        return NO_OPTIONS
     return {
         "rows": Rows(extras.lengths, extras.starts),
         "resets": Resets(extras.resets, as_steps_of_y(extras.reset_state)),
@@ -268,7 +317,7 @@ def _options(extras: Extras, width: int) -> dict[str, Any]:
 
 def _zones(shares: Sequence[torch.Tensor] | None, width: int) -> Zones:
     if shares is None:
-        return Zones()
+        return ABSENT[Zones]
     if all(map(is_one_number, shares)):
         return Zones(tuple(shares), 0, 0)
     return Zones(tuple(aligned(share.contiguous()) for share in shares), width, 1)
@@ -276,7 +325,7 @@ def _zones(shares: Sequence[torch.Tensor] | None, width: int) -> Zones:
 
 def _dropout(extras: Extras) -> Dropout:
     if extras.dropout is None:
-        return Dropout()
+        return ABSENT[Dropout]
     return Dropout(aligned(extras.dropout.transpose(0, 1).contiguous()))
 
 
@@ -309,8 +358,12 @@ def _cast(
     problem: Problem, x: torch.Tensor, weights: Sequence[LayerWeights], initial: Sequence[torch.Tensor] | None
 ) -> tuple[torch.Tensor, list[LayerWeights], tuple[torch.Tensor, ...] | None]:
     dtype = problem.dtype
-    cast = [LayerWeights(*(None if t is None else t.to(dtype) for t in w)) for w in weights]  # type: ignore[arg-type]
-    return x.to(dtype), cast, None if initial is None else tuple(state.to(dtype) for state in initial)
+    if x.dtype is dtype and all([t is None or t.dtype is dtype for w in weights for t in w]):
+        cast = list(weights)
+    else:
+        cast = [LayerWeights(*(None if t is None else t.to(dtype) for t in w)) for w in weights]  # type: ignore[arg-type]
+        x = x.to(dtype)
+    return x, cast, None if initial is None else tuple([state.to(dtype) for state in initial])
 
 
 def _walk_bits(directions: int, reverse: bool) -> int:

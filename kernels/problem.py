@@ -7,11 +7,14 @@ from typing import Literal
 
 import torch
 
+from .hashed_once import hashed_once
+
 Precision = Literal["ieee", "tf32"]
 Phase = Literal["forward", "backward"]
 FEATURES = ("lengths", "packed", "recurrent_dropout", "reset_state", "resets", "zoneout")
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Problem:
     """The time loop of one layer.

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from .hashed_once import hashed_once
+
+if TYPE_CHECKING:
+    from .problem import Problem
 
 _KIB = 1024
 # Streaming multiprocessors (NVIDIA) and compute units (AMD) both consist of four parts, each with a quarter of
@@ -15,6 +20,19 @@ _REGISTER_UNIT = 8  # registers per thread are handed out in eights: 256 a warp 
 _SHARED_UNIT = 128  # bytes (cuda_occupancy.h, compute capability 8 and newer)
 
 
+TOO_LARGE = "too many blocks in cooperative launch"
+"""What a driver says of a grid that it cannot hold at once: CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, HIP likewise."""
+
+
+class NotResidentError(RuntimeError):
+    """The programs of a cooperative launch do not fit on the GPU at the same time; `problem` is what they compute."""
+
+    def __init__(self, message: str, problem: Problem) -> None:
+        super().__init__(message)
+        self.problem = problem
+
+
+@hashed_once
 @dataclass(frozen=True)
 class DeviceLimits:
     """What one GPU offers. SM means streaming multiprocessor, on AMD compute unit; shared means LDS there.

@@ -100,7 +100,7 @@ SHAPES = [
 @pytest.mark.parametrize(("cell", "dtype", "hidden", "phase", "config"), SHAPES, ids=str)
 def test_the_weights_stay_resident_on_an_h100(cell, dtype, hidden, phase, config):
     problem = Problem(cell, dtype, hidden, 16, phase=phase)
-    report = compile_for_h100(weights_only, weights_constexprs(problem, config, "cuda"), config, dtype)
+    report = compile_for_h100(weights_only, weights_constexprs(problem, config, ("cuda", 90)), config, dtype)
     assert report.spill_bytes == 0
     assert report.matrix_family == "HGMMA"
     if config.regime == "cooperative":
@@ -111,7 +111,7 @@ def test_the_weights_stay_resident_on_an_h100(cell, dtype, hidden, phase, config
 @pytest.mark.parametrize(("cell", "dtype", "hidden", "phase", "config"), SHAPES[:4], ids=str)
 def test_the_exchange_compiles_for_an_h100_and_multiplies_nothing(cell, dtype, hidden, phase, config):
     problem = Problem(cell, dtype, hidden, 16, phase=phase)
-    report = compile_for_h100(exchange_only, exchange_constexprs(problem, config, "cuda"), config, dtype)
+    report = compile_for_h100(exchange_only, exchange_constexprs(problem, config, ("cuda", 90)), config, dtype)
     assert report.spill_bytes == 0
     assert report.matrix_instructions == 0
     assert "isVolatile = true" in report.ttgir  # what is gathered is read, though nobody uses it

@@ -18,7 +18,7 @@ from holdfast.autotune.identity import fingerprint, key_of
 from holdfast.autotune.pin import kernels_where_they_can, pinned
 from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.bench.output import crossovers
-from holdfast.cells.call import speed
+from holdfast.cells.call import decision, speed
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.problem import Problem
@@ -142,9 +142,11 @@ def test_an_entry_of_the_users_beats_the_models(torch_us, winner, tmp_path, monk
 def asked(monkeypatch):
     """In the interpreter, with the question asked that is not asked there."""
     monkeypatch.setattr(speed, "interpreting", lambda: False)
+    decision._decided.clear()
     speed._remembered.cache_clear()
     with interpret(seed=0):
         yield
+    decision._decided.clear()
 
 
 X = torch.randn(5, 2, 3)

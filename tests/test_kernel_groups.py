@@ -143,7 +143,7 @@ def test_every_number_of_a_loop_is_in_its_repr():
         name for name, value in vars(groups.Loop).items() if isinstance(value, property) or inspect.isfunction(value)
     }
     assert {name for name in own if not name.startswith("__")} == set()
-    numbers = loop_of(Problem("gru", torch.float16, 40, 3), Config("cooperative", 16, 16, 32), "cuda")
+    numbers = loop_of(Problem("gru", torch.float16, 40, 3), Config("cooperative", 16, 16, 32), ("cuda", 90))
     assert all(f"{field.name}={getattr(numbers, field.name)!r}" in repr(numbers) for field in fields(numbers))
 
 

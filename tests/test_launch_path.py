@@ -37,10 +37,11 @@ from holdfast.kernels.describe import (
 from holdfast.kernels.extras import Extras
 from holdfast.kernels.kept import Keep
 from holdfast.kernels.layer import LayerWeights, backward_layer, forward_layer
+from holdfast.kernels.layouts import LayoutError
 from holdfast.kernels.loop.groups import Team
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import H100, MI300X, DeviceLimits, resident_programs
-from holdfast.kernels.stall import StalledError, status_word
+from holdfast.kernels.stall import WAIT_LIMIT, StalledError, status_word
 
 CPU = torch.device("cpu")
 CELLS = ["rnn_tanh", "gru", "lstm", "gru_reset_before", "lstm_peephole"]
@@ -222,7 +223,7 @@ def assert_arrived(problem: Problem, config: Config, found: Launch, given: dict[
     for name, width, value in parameters:
         arrived.setdefault(name, []).append(value)
         widths.setdefault(name, set()).add(width)
-    words = {"team": Team(status=status_word(CPU), spin_limit=launch.SPIN_LIMIT) if cooperative else Team()}
+    words = {"team": Team(status=status_word(CPU), spin_limit=WAIT_LIMIT) if cooperative else Team()}
     expected = by_name({name: (given | words)[name] for name in kernel_of(problem).arg_names if name in given | words})
     assert list(arrived) == [name for name in expected if name in arrived]
     for name, value in expected.items():
@@ -374,10 +375,9 @@ def test_the_kernel_that_is_checked_is_the_one_that_is_launched(regime, monkeypa
     case.run()
     case.run()
     assert len(journal.sources) == journal.loaded == 1, "the check and both launches compile one kernel"
-    (resident,) = launch._resident_cache.values()
-    assert resident == residents(case.config, journal.launches[0])
-    assert least_grid(case.problem, case.config) <= resident <= 32 * H100.num_sms
-    assert journal.devices == [CPU] * 3, "one check for two launches, each with the device current"
+    (fit,) = launch._fits.values()
+    assert fit.resident == residents(case.config, journal.launches[0])
+    assert least_grid(case.problem, case.config) <= fit.resident <= 32 * H100.num_sms
 
 
 def test_another_alignment_is_another_kernel_to_check(monkeypatch):
@@ -398,6 +398,18 @@ def test_another_alignment_is_another_kernel_to_check(monkeypatch):
     assert journal.launches[0].grid > journal.launches[1].grid
 
 
+def test_a_kernel_with_a_wrong_layout_is_not_launched(monkeypatch):
+    def refuse(ttgir: str) -> None:
+        raise LayoutError(ttgir)
+
+    journal = stub_driver.trace(monkeypatch)
+    monkeypatch.setattr(launch, "check_layouts", refuse)
+    with pytest.raises(LayoutError):
+        Case().run()
+    assert journal.sources
+    assert not journal.launches
+
+
 @pytest.mark.parametrize("regime", COOPERATIVE)
 def test_a_team_that_does_not_fit_is_not_launched(regime, monkeypatch):
     journal = stub_driver.run(monkeypatch)
@@ -412,20 +424,18 @@ def test_directions_that_do_not_fit_at_once_take_turns(regime, monkeypatch):
     """One kernel, launched for each of them with memory of its own."""
     journal = stub_driver.trace(monkeypatch)
     case = Case("lstm", regime, hidden=40, directions=2, keep="nothing")
-    seen = []
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "_run", lambda kernel, grid, arguments, *_: seen.append((grid, dict(arguments))))
-        for sms in (2, 1):
-            # The third of a team's programs must fit, the fourth of two teams' must not.
-            limits = replace(H100, num_sms=sms, max_blocks_per_sm=3)
-            patch.setattr(launch, "from_device", lambda device, limits=limits: limits)
-            launch._resident_cache.clear()
-            case.run()
+    for sms in (2, 1):
+        # The third of a team's programs must fit, the fourth of two teams' must not.
+        limits = replace(H100, num_sms=sms, max_blocks_per_sm=3)
+        monkeypatch.setattr(launch, "from_device", lambda device, limits=limits: limits)
+        launch._fits.clear()
+        launch.launcher_of.cache_clear()
+        case.run()
     assert len(journal.sources) == 1
-    (grid, together), *in_turn = seen
-    assert (grid, together["walk_bits"]) == (6, 0b10)
-    assert [(grid, arguments["walk_bits"]) for grid, arguments in in_turn] == [(3, 0b110), (3, 0b1010)]
-    memory = [arguments["team"].arrivals for _, arguments in in_turn]
+    together, *in_turn = [(found.grid[0], found.arguments["walk_bits"]) for found in journal.launches]
+    assert together == (6, 0b10)
+    assert in_turn == [(3, 0b110), (3, 0b1010)]
+    memory = [found.arguments["team"].arrivals for found in journal.launches[1:]]
     assert regime == "dataflow" or memory[0].data_ptr() != memory[1].data_ptr()
 
 

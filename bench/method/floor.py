@@ -20,6 +20,7 @@ import torch
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.describe import (
+    Arch,
     backend_options,
     batch_tiles,
     constexprs,
@@ -31,12 +32,11 @@ from ...kernels.describe import (
     team_size,
 )
 from ...kernels.executor import substitute
-from ...kernels.launch import SPIN_LIMIT
 from ...kernels.loop.exchange import SENTINEL
 from ...kernels.loop.groups import Team
 from ...kernels.problem import Problem
 from ...kernels.resources import H100, DeviceLimits, from_device
-from ...kernels.stall import raise_if_stalled, status_word
+from ...kernels.stall import WAIT_LIMIT, raise_if_stalled, status_word
 from .floor_kernels import exchange_only, weights_only
 
 
@@ -57,13 +57,13 @@ class Floor:
         return self.passes * (self.exchange_us + self.weights_us)
 
 
-def exchange_constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
+def exchange_constexprs(problem: Problem, config: Config, arch: Arch) -> dict[str, Any]:
     count = find_cell(problem.cell).gates if problem.phase == "backward" else 1
-    return {"COUNT": count, "LOOP": loop_of(problem, config, platform)}
+    return {"COUNT": count, "LOOP": loop_of(problem, config, arch)}
 
 
-def weights_constexprs(problem: Problem, config: Config, platform: str) -> dict[str, Any]:
-    return {"BACKWARD": problem.phase == "backward", **constexprs(problem, config, platform)}
+def weights_constexprs(problem: Problem, config: Config, arch: Arch) -> dict[str, Any]:
+    return {"BACKWARD": problem.phase == "backward", **constexprs(problem, config, arch)}
 
 
 class Exchange:
@@ -71,7 +71,7 @@ class Exchange:
 
     def __init__(self, problem: Problem, config: Config, device: torch.device, steps: int) -> None:
         self.problem, self.config, self.device, self.steps = problem, config, device, steps
-        self.values = exchange_constexprs(problem, config, _platform())
+        self.values = exchange_constexprs(problem, config, _arch(device))
         self.groups = groups_on(problem, config, device)
         width = problem.directions * self.values["COUNT"] * problem.hidden_size
         self.channel = torch.empty(steps, problem.batch_size, width, dtype=problem.dtype, device=device)
@@ -90,7 +90,7 @@ class Exchange:
         team = Team(
             arrivals=self.arrivals if self.config.exchange == "barrier" else None,
             status=status_word(self.device),
-            spin_limit=executor.spin_limit if executor else SPIN_LIMIT,
+            spin_limit=executor.spin_limit if executor else WAIT_LIMIT,
             partial=self.partial if split_k(self.problem, self.config) > 1 else None,
         )
         arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}
@@ -103,7 +103,7 @@ class ResidentWeights:
 
     def __init__(self, problem: Problem, config: Config, device: torch.device, steps: int) -> None:
         self.problem, self.config, self.device, self.steps = problem, config, device, steps
-        self.values = weights_constexprs(problem, config, _platform())
+        self.values = weights_constexprs(problem, config, _arch(device))
         cell, hidden = find_cell(problem.cell), problem.hidden_size
         gates, backward = cell.gates, self.values["BACKWARD"]
         rows = config.BLOCK_H * (split_k(problem, config) if backward else cell.padded_gates)
@@ -122,8 +122,8 @@ class ResidentWeights:
         _launch(weights_only, self.programs, arguments | self.values, self.config, self.device, cooperative=False)
 
 
-def _platform() -> str:
-    return "hip" if torch.version.hip else "cuda"
+def _arch(device: torch.device) -> Arch:
+    return ("interpreter", 0) if substitute() else from_device(device).arch
 
 
 def groups_on(problem: Problem, config: Config, device: torch.device) -> int:
@@ -182,7 +182,7 @@ def _launch(
         executor.run(kernel, grid, values)
         raise_if_stalled(device)
         return
-    options = backend_options(_platform())
+    options = backend_options(_arch(device)[0])
     with torch.cuda.device(device):
         kernel[(grid,)](
             **values,

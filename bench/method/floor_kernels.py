@@ -5,15 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...kernels.loop.exchange import (
-    Sent,
-    numbers_in_word,
-    publish,
-    read_chunks,
-    read_when_written,
-    unless_stalled,
-    wait_for,
-)
+from ...kernels.loop.exchange import Sent, await_sent, numbers_in_word, publish, read_chunks, unless_stalled
 from ...kernels.loop.groups import Team
 from ...kernels.loop.product import load_weights_backwards
 from ...kernels.loop.split_k import columns_of_part, sum_of_parts
@@ -49,8 +41,8 @@ def exchange_only(
         arrivals += me.team * 32
     if SPLIT_K > 1:
         partial += (me.team * LOOP.MEMBERS + me.number - part) * (2 * BLOCK_B * SPLIT_K * BLOCK_H)
-    budget = team.spin_limit
-    team = Team(arrivals=arrivals, status=team.status, spin_limit=budget, partial=partial)
+    limit = team.spin_limit
+    team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
     row = tl.arange(0, BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
@@ -69,17 +61,15 @@ def exchange_only(
             publish(base + offsets, tiles, mask, team, COUNT, LOOP)
             sent = Sent(base=base + part * LOOP.PART, row_offsets=row * WIDTH, row_ok=row_ok, low=None, high=columns)
             turn = passed + step
+            _, missing = await_sent(sent, True, turn * ARRIVALS + LOOP.MEMBERS, limit, team, LOOP)
             if LOOP.EXCHANGE == "barrier":
-                missing = wait_for(team, turn * ARRIVALS + LOOP.MEMBERS, True, budget)
                 read_chunks(sent, NUMBERS_IN_WORD, LOOP)
-            else:
-                _, missing = read_when_written(sent, True, budget, NUMBERS_IN_WORD, LOOP)
             # In place of the product: an equal share of what the next step publishes.
             following = (row % 4 + (step + 1) % 16).to(tl.float32) / SPLIT_K
             product = tl.zeros((SPLIT_K * BLOCK_H, BLOCK_B), dtype=tl.float32) + following[None, :]
-            value, budget = unless_stalled(product, missing, budget, team)
+            value, limit = unless_stalled(product, missing, limit, team)
             if SPLIT_K > 1:
-                value, budget = sum_of_parts(value, part, turn, (turn + 1) * ARRIVALS, budget, team, LOOP)
+                value, limit = sum_of_parts(value, part, turn, (turn + 1) * ARRIVALS, limit, team, LOOP)
         passed += T
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import triton
 from torch import Tensor
 
 from ...cells.backend import backend
 from ...kernels import layer
-from ...kernels.executor import executing_on
 from ..method.case import Case, Phase
 from ..method.numbers import Numbers
-from .holdfast import HOLDFAST, Holdfast
+from .holdfast import HOLDFAST, Holdfast, sequence_arguments
 from .provider import Calls, PackedCalls, Prepared, Unavailable, module_calls
 
 
@@ -103,49 +102,48 @@ class LoopAlone:
         return prepared
 
 
-class NoLaunch:
-    """An executor that runs nothing: what a GPU would take is left out of the time."""
-
-    spin_limit = 1
-    resident_programs = 132
-
-    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None:
-        pass
-
-
 class HostSide:
-    """What a call of the kernel path costs the host: checks, plan, allocations, dispatch, autograd, the small GEMMs.
+    """What a call of the kernel path costs the host: checks, decision, allocations, autograd, the small GEMMs, and the
+    launch, by Triton's own launcher on a driver that executes nothing (`method.fake_driver`).
 
-    Nothing is computed in the loop, so what is left in the results means nothing. They are checked by a run of the same
-    case in the interpreter instead.
+    For a block of `fake_driver.fake_gpu` and holdfast.backend "triton". What is left in the results means nothing
+    there: they are checked by a first run in the interpreter, without TF32 as torch.nn on a CPU.
     """
 
-    name = "holdfast kernel path, no launch"
+    name = "holdfast kernel path"
     is_peer = False
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         if find_spec("greenlet") is None:  # a machine with a GPU may lack it
             raise Unavailable("the interpreter, which checks the results, needs greenlet: pip install greenlet")
+        if numbers.device.type != "cpu":
+            raise Unavailable("the fake driver takes a real one's place: on machines without a GPU")
         from ...kernels.interpreter import interpret
 
-        case, cpu = numbers.case, numbers.device
-        if cpu.type != "cpu":
-            numbers = Numbers(case, type(cpu)("cpu"), copies=len(numbers.xs))
-        calls = module_calls(numbers, [numbers.module(HOLDFAST[case.cell], case.dtype)], case.dtype)
-        prepared = calls.prepared(phase, algorithm="launches replaced by nothing", numbers=numbers)
-        run = prepared.call
-        nothing = NoLaunch()
-        launched = False
+        case = numbers.case
+        module = numbers.module(HOLDFAST[case.cell], case.dtype)
+        calls = module_calls(numbers, [module], case.dtype, **sequence_arguments(numbers))
+        prepared = calls.prepared(phase, algorithm="launches that execute nothing", numbers=numbers)
+        run, checked = prepared.call, False
 
         def call(number: int) -> None:
-            nonlocal launched
-            if not launched:
-                launched = True
-                with interpret(), backend("triton"):
-                    run(number)
+            nonlocal checked
+            if checked:
+                run(number)
                 return
-            with executing_on(nothing):
+            checked = True
+            with interpret(), backend("triton"), _without_tf32():
                 run(number)
 
         prepared.call = call
         return prepared
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    rnn: Any = torch.backends.cudnn.rnn
+    before, rnn.fp32_precision = rnn.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        rnn.fp32_precision = before

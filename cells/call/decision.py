@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,9 +14,11 @@ import torch
 
 from ...kernels.plan import Plan, Reason
 from ...kernels.problem import Problem
+from ...kernels.resources import NotResidentError
 from ..backend import constant_when_traced, current_backend
 from ..eager.path import eager_path
 from .eligibility import MOMENT, PROBLEM, reasons
+from .key import key_of
 from .records import Call, Decision, Loop
 from .speed import compared, slower_than_fused
 from .surroundings import Facts, autocast_dtype, facts_of, in_reach_of_kernels, may_train
@@ -28,6 +31,12 @@ SAVE_AT_MOST = 2**30
 
 FUSED = Decision("fused")
 """Of a call out of the kernels' reach: torch's op needs to know nothing else."""
+
+MOST_REMEMBERED = 4096
+
+_decided: dict[Hashable, Decision] = {}
+"""Decisions for the kernels, or for torch's op as the faster one, by everything that they follow from: nothing can go
+stale, and no module holds one."""
 
 
 def decide(call: Call, *, every_reason: bool = False) -> Decision:
@@ -42,16 +51,42 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         if path == "fused":
             return FUSED
         return Decision(path, (), False, may_train(call.tensors), autocast_dtype(call.x))
+    key = None if every_reason else key_of(call, backend)
+    if key is not None and (remembered := _decided.get(key)) is not None:
+        return remembered
     facts = facts_of(call, backend)
     found = _reasons(call, facts, every)
     if not found:
         keep = _keep(call, facts)
         found = slower_than_fused(call, facts, keep) if backend == "auto" else ()
-        if not found:
-            return Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, keep)
+        decision = Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, keep)
+        if found:
+            decision = decision._replace(path=eager_path(call), reasons=found, keep="nothing")
+        # Whether torch's op can run on segments is a question to the numbers in lengths.
+        if key is not None and not (found and call.ragged):
+            if len(_decided) >= MOST_REMEMBERED:
+                _decided.clear()
+            _decided[key] = decision
+        return decision
     # An empty batch is no fallback: there is nothing that a kernel could have computed.
     refused = backend == "triton" and call.batch_size > 0
     return Decision(eager_path(call), found, refused, facts.trains, facts.autocast, facts.loop)
+
+
+def after_refusal(name: str, call: Call, error: NotResidentError) -> Decision:
+    """What becomes of a call whose kernel the GPU turned out not to hold, now that this is known and remembered.
+
+    Raises the error itself where the config is pinned; RuntimeError, with the reasons, where holdfast.backend is
+    "triton".
+    """
+    from ...autotune.select import refuse
+
+    if not refuse(error.problem, call.x.device, str(error)):
+        raise error
+    decision = decide(call)
+    if decision.refused:
+        raise RuntimeError(refusal(name, decision.reasons)) from error
+    return decision
 
 
 def explained(call: Call) -> Plan:

@@ -63,14 +63,12 @@ def _sizes(call: Call, facts: Facts, keep: Keep) -> tuple[Any, ...]:
 @constant_when_traced
 def _reasons(*sizes: Any) -> tuple[Reason, ...]:
     """Flat arguments: Dynamo of torch 2.13 does not hand on a record as one."""
-    from ...autotune import current_mode, store
-    from ...autotune.pin import asks_for_the_faster
+    from ...autotune import current_mode
+    from ...autotune.select import settings
 
-    if not asks_for_the_faster():
-        return ()
     if current_mode() == "tune-on-miss":  # what has been tuned meanwhile is the tuner's to know
         return _worked_out(*sizes)
-    return _remembered((current_mode(), store.generation), *sizes)
+    return _remembered(settings(), *sizes)
 
 
 @lru_cache(maxsize=4096)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from ...kernels.extras import Extras
 from ...kernels.packed_rows import PackedRows
+from ...kernels.resources import NotResidentError
+from ..backend import current_backend
+from ..call.surroundings import watched
 from ..eager.recurrence import unroll
 from .options import Options, dtype_named, told
 
@@ -27,10 +30,66 @@ def differentiable_layer(
     states = [state for state in initial if state is not None]
     reset_state = list(extras.reset_state or ())
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *states, *reset_state)):
-        counts = (len(weights), len(initial), len(states))
-        return list(_Layer.apply((options, keep, extras), counts, x, *weights, *states, *reset_state))
+        return list(_apply(OPS, x, weights, states, len(initial), reset_state, options, keep, extras))
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.holdfast.layer.default(x, weights, initial, *arguments)
+
+
+class Route(NamedTuple):
+    """How a layer's forward and backward pass are called, with the records of `run_forward` and `run_backward`."""
+
+    forward: Callable[..., list[Tensor]]
+    backward: Callable[..., list[Tensor]]
+
+
+def _forward_op(
+    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], options: Options, keep: Keep, extras: Extras
+) -> list[Tensor]:
+    return torch.ops.holdfast.layer.default(x, weights, initial, *options, keep, *extras)
+
+
+def _backward_op(*arguments: Any) -> list[Tensor]:
+    *tensors, options, needs_dx, extras, wanted = arguments
+    return torch.ops.holdfast.layer_backward.default(*tensors, *options, needs_dx, *extras, wanted)
+
+
+OPS = Route(_forward_op, _backward_op)
+"""Through the ops, for those who look at operators."""
+
+
+def run_unwatched(
+    direct: Route,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    n_states: int,
+    options: Options,
+    keep: Keep,
+    extras: Extras,
+) -> Sequence[Tensor]:
+    """A layer without the ops' way through the dispatcher, which takes 35 us of a CPU core where autograd records and
+    15 where it does not. For a call that nobody watches (`surroundings.watched`).
+
+    initial:  as of `holdfast::layer`, but empty for zeros.
+    """
+    if keep != "nothing":
+        return _apply(direct, x, weights, initial, n_states, extras.reset_state or (), options, keep, extras)
+    return direct.forward(x, weights, initial or (None,) * n_states, options, keep, extras)
+
+
+def _apply(
+    route: Route,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    n_states: int,
+    reset_state: Sequence[Tensor],
+    options: Options,
+    keep: Keep,
+    extras: Extras,
+) -> tuple[Tensor, ...]:
+    counts = (len(weights), n_states, len(initial))
+    return _Layer.apply((route, options, keep, extras), counts, x, *weights, *initial, *reset_state)  # type: ignore[no-any-return]
 
 
 class _Layer(torch.autograd.Function):
@@ -38,16 +97,19 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, arguments: tuple[Options, Keep, Extras], counts: tuple[int, int, int], x: Tensor, *rest: Tensor
+        ctx: Any, arguments: tuple[Route, Options, Keep, Extras], counts: tuple[int, int, int], x: Tensor, *rest: Tensor
     ) -> Any:
-        options, keep, extras = arguments
+        route, options, keep, extras = arguments
         n_weights, n_states, n_initial = counts
         weights, initial, reset_state = _parted(rest, n_weights, n_initial)
+        if extras.reset_state is not None:
+            extras = extras._replace(reset_state=reset_state)
         with torch._C._AutoDispatchBelowAutograd():
-            seen = extras._replace(reset_state=reset_state or None)
-            results = torch.ops.holdfast.layer.default(x, weights, initial or (None,) * n_states, *options, keep, *seen)
-        ctx.options, ctx.keep = options, keep
-        ctx.extras, ctx.counts, ctx.n_inputs = extras._replace(reset_state=None), counts, 1 + len(rest)
+            results = route.forward(x, weights, initial or (None,) * n_states, options, keep, extras)
+        if extras.reset_state is not None:
+            extras = extras._replace(reset_state=None)
+        ctx.route, ctx.options, ctx.keep = route, options, keep
+        ctx.extras, ctx.counts, ctx.n_inputs = extras, counts, 1 + len(rest)
         residuals = results[1 + n_states :]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*residuals)
@@ -61,8 +123,8 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Gradients of x, the weights, the initial states and the reset state.
 
-        Where they are to be differentiated again (create_graph=True), or autograd runs under vmap (is_grads_batched),
-        the plain recurrence is run and differentiated in place of the kernel.
+        Where they are to be differentiated again (create_graph=True), autograd runs under vmap (is_grads_batched), or
+        the GPU does not hold the kernel, the plain recurrence is run and differentiated in its place.
         """
         if ctx.keep == "nothing":
             raise RuntimeError('holdfast::layer kept nothing for its backward pass: it was called with keep="nothing"')
@@ -71,7 +133,7 @@ class _Layer(torch.autograd.Function):
         x, *rest = saved[: ctx.n_inputs]
         y, *residuals = saved[ctx.n_inputs :]
         weights, initial, reset_state = _parted(rest, n_weights, n_initial)
-        extras = ctx.extras._replace(reset_state=reset_state or None)
+        extras = ctx.extras._replace(reset_state=reset_state) if reset_state else ctx.extras
         dy, *d_final = grads[: 1 + n_states]
         # By compiled autograd, with grad mode on, though it cannot differentiate again. Neither the nested gradient of
         # the recurrence nor a context passes Dynamo: it went on without any gradient.
@@ -79,13 +141,25 @@ class _Layer(torch.autograd.Function):
         if not traced and (torch.is_grad_enabled() or _under_vmap(grads)):
             return None, None, *_through_recurrence(x, weights, initial, dy, d_final, ctx.options, extras)
         needs_dx, *wanted = ctx.needs_input_grad[2:]
-        bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
-        op = torch.ops.holdfast.layer_backward.default
-        gradients = (x, weights, initial, y, residuals, dy, d_final, *ctx.options, needs_dx, *extras, bits)
-        found = op(*gradients) if traced else ctx.settings.copy().run(op, *gradients)
+        bits = sum([1 << index for index, asked in enumerate(wanted) if asked])
+        run = (OPS if traced or watched() else ctx.route).backward
+        gradients = (x, weights, initial, y, residuals, dy, d_final, ctx.options, needs_dx, extras, bits)
+        try:
+            found = run(*gradients) if traced else ctx.settings.copy().run(run, *gradients)
+        except NotResidentError as error:
+            if traced or not ctx.settings.copy().run(_may_fall_back, error, x.device):
+                raise
+            return None, None, *_through_recurrence(x, weights, initial, dy, d_final, ctx.options, extras)
         dx = found.pop() if needs_dx else None
         each = iter(found)
         return None, None, dx, *(next(each) if asked else None for asked in wanted)
+
+
+def _may_fall_back(error: NotResidentError, device: torch.device) -> bool:
+    """Whether plain torch ops may do what the GPU turned out not to hold a kernel for; the next call knows."""
+    from ...autotune.select import refuse
+
+    return refuse(error.problem, device, str(error)) and current_backend() != "triton"
 
 
 def _parted(rest: Sequence[Tensor], n_weights: int, n_initial: int) -> tuple[Sequence[Tensor], ...]:

@@ -12,11 +12,16 @@ from ...kernels.extras import Extras
 from ...kernels.packed_rows import PackedRows
 from ..call.eligibility import ELMAN
 from ..call.records import Call, Decision, Layers
+from ..call.surroundings import watched
 from ..eager.activations import find_activation
 from ..eager.noise import Noise, draw
 from ..eager.reference import reference_of
+from .derivative import Route, run_unwatched
+from .layer import run_backward, run_forward
 from .options import DTYPE_NAMES, Options
 from .projection import Projected
+
+DIRECT = Route(run_forward, run_backward)
 
 
 def run_kernels(
@@ -33,6 +38,7 @@ def run_kernels(
     assert loop is not None
     directions, each = loop.directions, loop.directions * layers.weights_each
     dtype_name = DTYPE_NAMES[loop.dtype]
+    seen = watched()
     noise = draw(call) if layers.noisy else None
     plain = Extras(call.lengths, None, call.resets) if call.batch_sizes is None else _packed(call)
     x, batch_first = call.x, layers.batch_first and plain.starts is None
@@ -40,7 +46,7 @@ def run_kernels(
     for layer in range(layers.num_layers):
         rows = slice(layer * directions, (layer + 1) * directions)
         weights: Sequence[Tensor] = layers.weights[layer * each : (layer + 1) * each]
-        initial: list[Tensor] | None = [state[rows] for state in call.states] or None
+        initial: list[Tensor] | None = None if call.hx is None else [state[rows] for state in call.states] or None
         extras = plain
         if call.reset_hx is not None:
             extras = extras._replace(reset_state=[state[rows] for state in call.reset_states])
@@ -53,14 +59,20 @@ def run_kernels(
             batch_first = False
             projected = Projected(x, weights, initial, extras, directions, loop.dtype)
             x, weights, initial, extras = projected.as_plain()
-        results = torch.ops.holdfast.layer.default(
-            x,
-            weights,
-            initial or [None] * layers.n_states,
-            *Options(loop.cell, directions, batch_first, dtype_name, loop.precision),
-            decision.keep,
-            *(extras if loop.features else ()),
-        )
+        options = Options(loop.cell, directions, batch_first, dtype_name, loop.precision)
+        results: Sequence[Tensor]
+        if seen:
+            results = torch.ops.holdfast.layer.default(
+                x,
+                weights,
+                initial or [None] * layers.n_states,
+                *options,
+                decision.keep,
+                *(extras if loop.features else ()),
+            )
+        else:
+            keep = decision.keep
+            results = run_unwatched(DIRECT, x, weights, initial or (), layers.n_states, options, keep, extras)
         y, final = results[0], results[1 : 1 + layers.n_states]
         if projected is not None:
             y, final = projected.outputs(y, final)
@@ -74,7 +86,7 @@ def run_kernels(
     y = x.transpose(0, 1) if layers.batch_first and plain.starts is None else x
     if len(finals) == 1:
         return y, tuple(finals[0])
-    return y, tuple(torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True))
+    return y, tuple([torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True)])
 
 
 def _packed(call: Call) -> Extras:

@@ -7,18 +7,24 @@ traced, so a compiled graph serves every length and batch size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import cache, lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from ...kernels.problem import Problem
+from ...autotune import current_mode
+from ...kernels.extras import Extras
+from ...kernels.problem import Phase, Problem
+from ..call.surroundings import interpreting
 from .derivative import differentiable_layer
-from .options import schema, told, told_wanted
+from .options import Options, schema, told, told_wanted
 
 if TYPE_CHECKING:
     from ...kernels.config import Config
+    from ...kernels.gemm import Wanted
     from ...kernels.kept import Keep
     from ...kernels.layer import LayerWeights
 
@@ -38,14 +44,17 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
 
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
-    from ...autotune.pin import remember_pin
-    from ...kernels.layer import forward_layer
+    return run_forward(x, weights, initial, *told(arguments))
 
-    options, keep, extras = told(arguments)
-    problem = options.problem(x, weights, extras, "forward")
-    y, final, residuals = forward_layer(
+
+def run_forward(
+    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], options: Options, keep: Keep, extras: Extras
+) -> list[Tensor]:
+    """`layer` with its arguments in their records."""
+    problem, config = _chosen(x, weights, options, extras, "forward", keep)
+    y, final, residuals = _kernels().forward_layer(
         problem,
-        _config(problem, x.device, keep, options.steps(x, extras)),
+        config,
         x,
         by_direction(weights, options.directions),
         given(initial),
@@ -55,7 +64,7 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
     )
     if keep == "nothing":
         return [y, *final]
-    remember_pin(y)
+    _select().remember_pin(y)
     return [y, *final, *residuals.kept, *(t for t in residuals[1:] if t is not None)]
 
 
@@ -105,50 +114,63 @@ def layer_backward(
 
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
-    from ...autotune.pin import pin_of
-    from ...kernels.cell_spec import find_cell
-    from ...kernels.gemm import Wanted
-    from ...kernels.layer import Residuals, backward_layer
+    return run_backward(x, weights, initial, y, residuals, dy, d_final, *told(arguments), told_wanted(arguments))
 
-    options, needs_dx, extras = told(arguments)
-    problem = options.problem(x, weights, extras, "backward")
-    spec, rest = find_cell(options.cell), list(residuals)
+
+def run_backward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    y: Tensor,
+    residuals: Sequence[Tensor],
+    dy: Tensor | None,
+    d_final: Sequence[Tensor | None],
+    options: Options,
+    needs_dx: bool,
+    extras: Extras,
+    bits: int,
+) -> list[Tensor]:
+    """`layer_backward` with its arguments in their records; bits: which gradients are wanted."""
+    kernels, pin_of = _kernels(), _select().pin_of
+    spec, rest = kernels.find_cell(options.cell), list(residuals)
     sent = rest.pop() if extras.dropout is not None else None
     inner = rest.pop() if spec.inner is not None else None
     saved = rest.pop() if len(rest) == spec.states else None
     keep: Keep = "recompute" if saved is None else "save"
+    pin = pin_of(y)
+    if pin is None:
+        problem, config = _chosen(x, weights, options, extras, "backward", keep)
+    else:
+        problem, config = options.problem(x, weights, extras, "backward"), pin
     own, like = by_direction(weights, options.directions), (*weights, *initial, *(extras.reset_state or ()))
-    wanted = _flags(arguments, len(like))
-    of_weights, of_states = by_direction(wanted[: len(weights)], options.directions), wanted[len(weights) :]
-    found = backward_layer(
+    flags = _flags(bits, len(like))
+    wanted = _wanted(needs_dx, flags, len(weights), len(initial), options.directions)
+    found = kernels.backward_layer(
         problem,
-        _config(problem, x.device, keep, options.steps(x, extras), pin_of(y)),
+        config,
         x,
         own,
         initial or None,
         y,
-        Residuals(tuple(rest), saved, inner, sent),
+        kernels.Residuals(tuple(rest), saved, inner, sent),
         dy,
         d_final,
         batch_first=options.batch_first,
-        wanted=Wanted._make(
-            (
-                needs_dx,
-                *map(any, zip(*of_weights, strict=True)),
-                any(of_states[: len(initial)]),
-                any(of_states[len(initial) :]),
-            )
-        ),
+        wanted=wanted,
         extras=extras,
     )
-    nothing = (None,) * spec.states
-    gradients = [
-        *(g for of_w, w in zip(found.weights, own, strict=True) for g, t in zip(of_w, w, strict=True) if t is not None),
-        *((found.initial or nothing) if initial else ()),
-        *((found.reset_state or nothing) if extras.reset_state else ()),
+    gradients = [g for of_w, w in zip(found.weights, own) for g, t in zip(of_w, w) if t is not None]  # noqa: B905  0.5 us
+    if initial:
+        gradients += found.initial or (None,) * spec.states
+    if extras.reset_state:
+        gradients += found.reset_state or (None,) * spec.states
+    if found.x is not None:
+        gradients, like, flags = [*gradients, found.x], (*like, x), (*flags, True)
+    return [
+        g if g.dtype is t.dtype else g.to(t.dtype)
+        for g, t, asked in zip(gradients, like, flags, strict=True)
+        if asked and g is not None
     ]
-    results = [g.to(t.dtype) for g, t, asked in zip(gradients, like, wanted, strict=True) if asked and g is not None]
-    return results if found.x is None else [*results, found.x.to(x.dtype)]
 
 
 def fake_layer_backward(
@@ -163,7 +185,7 @@ def fake_layer_backward(
 ) -> list[Tensor]:
     options, needs_dx, extras = told(arguments)
     tensors = (*weights, *initial, *(extras.reset_state or ()))
-    wanted = _flags(arguments, len(tensors))
+    wanted = _flags(told_wanted(arguments), len(tensors))
     gradients = [t.new_empty(t.shape) for t, asked in zip(tensors, wanted, strict=True) if asked]
     if needs_dx:
         dx = x.new_empty(*y.shape[:-1], x.shape[-1])
@@ -171,21 +193,27 @@ def fake_layer_backward(
     return gradients
 
 
-def _flags(arguments: Sequence[Any], count: int) -> list[bool]:
-    bits = told_wanted(arguments)
-    return [bool(bits >> index & 1) for index in range(count)]
+def _flags(bits: int, count: int) -> tuple[bool, ...]:
+    return tuple([bool(bits >> index & 1) for index in range(count)])
+
+
+@lru_cache(maxsize=1024)
+def _wanted(needs_dx: bool, flags: tuple[bool, ...], weights: int, initial: int, directions: int) -> Wanted:
+    """The flags of so many weights, initial and reset states as the kernels take them, a weight's in any direction."""
+    of_weights, of_states = by_direction(flags[:weights], directions), flags[weights:]
+    of_each = map(any, zip(*of_weights, strict=True))
+    return _kernels().Wanted(needs_dx, *of_each, any(of_states[:initial]), any(of_states[initial:]))
 
 
 def given(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
     """The initial states, or None where they are zeros."""
     # Not an empty list for zeros: AOTInductor hands that on as None, which the schema refuses.
-    return None if any(state is None for state in initial) else cast("list[Tensor]", initial)
+    return None if any([state is None for state in initial]) else cast("list[Tensor]", initial)
 
 
 def by_direction(weights: Sequence[Any], directions: int) -> list[LayerWeights]:
     """The flat weights of a layer, or something else for each, as one LayerWeights per direction."""
-    from ...kernels.layer import LayerWeights
-
+    make = _kernels().LayerWeights
     each = len(weights) // directions
     found = []
     for start in range(0, len(weights), each):
@@ -193,22 +221,53 @@ def by_direction(weights: Sequence[Any], directions: int) -> list[LayerWeights]:
         # Biases come in pairs: an odd one is the cell's own numbers.
         own = rest.pop() if len(rest) % 2 else None
         b_ih, b_hh = rest or (None, None)
-        found.append(LayerWeights(w_ih, w_hh, b_ih, b_hh, own))
+        found.append(make(w_ih, w_hh, b_ih, b_hh, own))
     return found
 
 
-def _config(problem: Problem, device: torch.device, keep: Keep, length: int, pin: Config | None = None) -> Config:
-    from ...autotune.select import select
-    from ...kernels.executor import interpreting
-
-    if device.type != "cuda" and not interpreting():
+def _chosen(
+    x: Tensor, weights: Sequence[Tensor], options: Options, extras: Extras, phase: Phase, keep: Keep
+) -> tuple[Problem, Config]:
+    """What a layer's kernel computes, and the config that it runs with here and now."""
+    select, device = _select(), x.device
+    in_reach, steps = device.type == "cuda" or interpreting(), options.steps(x, extras)
+    sizes = weights[1].shape[1], options.batch_size(x, extras), select.length_class(steps)
+    key = (options, sizes, phase, keep, extras.features, device, in_reach, select.settings())
+    found = _choices.get(key)
+    if found is not None:
+        return found
+    if not in_reach:
         raise RuntimeError(f"holdfast's kernels run on a GPU, or on a CPU inside the interpreter; x is on {device}")
-    if pin is not None:
-        return pin
-    plan = select(problem, device, keep=keep, length=length, may_tune=True)
+    problem = options.problem(x, weights, extras, phase)
+    plan = select.select(problem, device, keep=keep, length=steps, may_tune=True)
     if plan.config is None:
         raise RuntimeError(f"no kernel on {device} for this call, which was planned or compiled elsewhere:\n{plan}")
-    return plan.config
+    if current_mode() != "tune-on-miss":  # which asks at every call, until it is settled
+        if len(_choices) >= MOST_CHOICES:
+            _choices.clear()
+        _choices[key] = problem, plan.config
+    return problem, plan.config
+
+
+MOST_CHOICES = 4096
+
+_choices: dict[Hashable, tuple[Problem, Config]] = {}
+"""By everything that they follow from, so that none goes stale."""
+
+
+@cache
+def _kernels() -> ModuleType:
+    """`kernels.layer`, which imports Triton; once, as an import statement takes half a microsecond at every call."""
+    from ...kernels import layer
+
+    return layer
+
+
+@cache
+def _select() -> ModuleType:
+    from ...autotune import select
+
+    return select
 
 
 SCHEMAS = {

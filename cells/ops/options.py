@@ -40,11 +40,14 @@ class Options(NamedTuple):
     precision: str
 
     def problem(self, x: Tensor, weights: Sequence[Tensor], extras: Extras, phase: Phase) -> Problem:
-        packed = extras.starts is not None
-        batch_size = cast(Tensor, extras.lengths).shape[0] if packed else x.shape[0 if self.batch_first else 1]
+        batch_size = self.batch_size(x, extras)
         dtype, precision = dtype_named(self.dtype), cast(Precision, self.precision)
         hidden_size = weights[1].shape[1]
         return Problem(self.cell, dtype, hidden_size, batch_size, self.directions, precision, phase, extras.features)
+
+    def batch_size(self, x: Tensor, extras: Extras) -> int:
+        packed = extras.starts is not None
+        return cast(Tensor, extras.lengths).shape[0] if packed else x.shape[0 if self.batch_first else 1]
 
     def steps(self, x: Tensor, extras: Extras) -> int:
         return x.shape[1 if self.batch_first else 0] if extras.starts is None else extras.starts.shape[0]

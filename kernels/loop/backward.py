@@ -23,7 +23,7 @@ from .backward_step import (
 from .exchange import Sent, publish
 from .forward_step import updated
 from .groups import Team
-from .product import load_weights_backwards, product_backwards
+from .product import await_operand, expected_backwards, load_weights_backwards, product_backwards
 from .split_k import columns_of_part
 from .tiles import (
     add_all,
@@ -71,9 +71,9 @@ def backward(
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
     me = this_member(walk_bits, LOOP)
     part = me.number % LOOP.SPLIT_K
-    budget = 0
+    limit = 0  # of later waits: none once one has run out
     if not ALONE:
-        budget = team.spin_limit
+        limit = team.spin_limit
         arrivals = team.arrivals
         partial = team.partial
         if LOOP.EXCHANGE == "barrier":
@@ -81,7 +81,7 @@ def backward(
         if LOOP.SPLIT_K > 1:
             blocks_before = me.team * LOOP.MEMBERS + me.number - part
             partial += blocks_before * (2 * LOOP.BLOCK_B * LOOP.SPLIT_K * LOOP.BLOCK_H)
-        team = Team(arrivals=arrivals, status=team.status, spin_limit=budget, partial=partial)
+        team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
     weights = load_weights_backwards(of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me, CELL, LOOP)
     p = load_parameters(layer.parameters, me, CELL, LOOP)
@@ -116,11 +116,6 @@ def backward(
         reads = load_reads(tile.steps - 1, now, earlier, tile, me, past, gx, ga, dy, rows, resets, B, CELL, LOOP)
         for step in tl.range(tile.steps, disable_licm=True):
             at = tile.steps - 1 - step
-            # What the next step backwards reads travels while this one waits: device memory is a step away.
-            beyond = moment(tl.maximum(at - 2, 0), tile, me, rows, B)
-            reads_ahead = load_reads(
-                tl.maximum(at - 1, 0), earlier, beyond, tile, me, past, gx, ga, dy, rows, resets, B, CELL, LOOP
-            )
             mask_here = me.unit_ok[:, None] & now.here[None, :]
             start = tile_start + now.first * WIDTH
             d_after = d
@@ -148,7 +143,11 @@ def backward(
                     low=outer_columns,
                     high=columns,
                 )
-                dq, budget = product_backwards(weights, inner, sent, turn, budget, me, team, OUTER, INNER, LOOP)
+                expected = expected_backwards(turn, LOOP)
+                operand, missing = await_operand(inner, sent, True, expected, limit, team, LOOP)
+                dq, limit = product_backwards(
+                    weights, operand, missing, sent, turn, limit, me, team, OUTER, INNER, LOOP
+                )
                 dq = dq if factors is None else dq * factors
                 dx, da, d, dp = gate_gradients_with_inner(d, dq, v, before, after, p, CELL)
                 turn += 1
@@ -168,7 +167,13 @@ def backward(
                 low=None,
                 high=outer_columns,
             )
-            acc, budget = product_backwards(weights, da, sent, turn, budget, me, team, 0, OUTER, LOOP)
+            operand, missing = await_operand(da, sent, True, expected_backwards(turn, LOOP), limit, team, LOOP)
+            # What the next step backwards reads travels while this one computes: device memory is a step away.
+            beyond = moment(tl.maximum(at - 2, 0), tile, me, rows, B)
+            reads_ahead = load_reads(
+                tl.maximum(at - 1, 0), earlier, beyond, tile, me, past, gx, ga, dy, rows, resets, B, CELL, LOOP
+            )
+            acc, limit = product_backwards(weights, operand, missing, sent, turn, limit, me, team, 0, OUTER, LOOP)
             acc = acc if factors is None else acc * factors
             d = through_state(d, acc, d_past, d_after, now, rows, STATES)
             if resets.marks is not None:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .forward_step import gate_values
-from .tiles import add_all, add_to_first, load_each, load_gates
+from .tiles import add_all, add_to_first, load_each, load_gates, load_once
 from .walk import at_tile, choose, reset_rows, rows_known, strided_tile
 
 
@@ -86,7 +86,7 @@ def load_reads(
     of_y = ()
     if dy.ptr is not None:
         dy_tile = strided_tile(dy.ptr + me.direction * HIDDEN, dy, now, tile, me, rows)
-        of_y = (tl.load(dy_tile, mask=mask, other=0.0).to(tl.float32),)
+        of_y = (load_once(dy_tile, mask).to(tl.float32),)
     reset = ()
     if resets.marks is not None:
         reset = reset_rows(resets.marks, now, tile, me, B)

@@ -2,20 +2,21 @@
 
 A team of one keeps it in registers (EXCHANGE "registers"): it publishes for its caller alone, and never waits.
 
-y is the channel in both protocols: h_t is written once, to the place where the caller wants it,
+y is the channel in every protocol: h_t is written once, to the place where the caller wants it,
 and every step has memory of its own, so there is no reuse hazard.
 
 "dataflow"  y is filled with the SENTINEL before the launch. A reader re-reads its tile, past the
             L1, until no element is the sentinel. Every element is its own flag: no barrier, no
             fence, one L2 round trip a step.
+"spin"      the same in PTX, where `describe` finds it usable: every thread waits for itself (see `spin`).
 "barrier"   a counter per team, zero at launch and only ever increased. A writer adds one, with
             release, after its stores; a reader waits, with acquire, for all members of the step.
 
 The sentinel is all ones, a NaN that no arithmetic produces; `publish` rewrites it should a user's
 own NaN payload survive to that point, so a NaN in h never looks like "not yet written".
 
-Every wait is bounded by a budget of polls. A program whose wait runs out writes to the status word
-and goes on with a budget of zero: it waits no more, its results are NaN, and it ends.
+Every wait is bounded by a limit in units of 1,024 ns (the interpreter counts polls). A program whose wait runs out
+writes to the status word and waits no more: its results are NaN, and it ends.
 """
 
 from __future__ import annotations
@@ -24,10 +25,25 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import globaltimer
 
+from ..compiled_for import compiled_for
+from .interleave import neighbours, operand_rows
+from .spin import (
+    CLOCK_POLLS,
+    name_of,
+    poll,
+    poll_constraints,
+    publish_number,
+    publish_word,
+    same_types,
+    vector_words,
+    words_of_thread,
+)
 from .weights import add_product, total, zero_sums
 
 SENTINEL = -1  # every bit set, in any integer width; the kernels write it as a literal
+_CLOCK_POLLS = tl.constexpr(CLOCK_POLLS)
 
 
 class Sent(NamedTuple):
@@ -65,19 +81,45 @@ def _without_sentinel(numbers):
 
 
 @triton.jit
-def _read_chunk(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
-    """One chunk of all rows, straight from L2, as words [ROWS, BLOCK_K // NUMBERS_IN_WORD]."""
+def _row_pointers(sent, NUMBERS_IN_WORD: tl.constexpr):
+    """To the first word of every row, [ROWS, 1]."""
+    word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
+    if len(sent.base.shape) == 0:
+        first = sent.base + sent.row_offsets[:, None]
+    else:
+        first = (sent.base + sent.row_offsets)[:, None]
+    return first.to(tl.pointer_type(word))
+
+
+@triton.jit
+def _chunk_mask(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+    """The words of a chunk that are there, [ROWS, BLOCK_K // NUMBERS_IN_WORD]."""
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     k = chunk * WORDS + tl.arange(0, WORDS)
     mask = sent.row_ok[:, None] & (k < sent.high // NUMBERS_IN_WORD)[None, :]
     if sent.low is not None:
         mask = mask & (k >= sent.low // NUMBERS_IN_WORD)[None, :]
-    word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
-    if len(sent.base.shape) == 0:
-        row_ptrs = sent.base + sent.row_offsets[:, None]
+    return mask
+
+
+@triton.jit
+def load_from_l2(ptrs, mask):
+    """What other programs store while this one runs: past the L1, zero where masked (mask may be None)."""
+    if compiled_for() == "hip":
+        # A volatile load is no coherent one on gfx942: without sc0 and sc1 a stale line is read for ever
+        # (triton#11223). ptxas refuses .cv together with volatile.
+        return tl.load(ptrs, mask=mask, other=None if mask is None else 0, cache_modifier=".cv")
     else:
-        row_ptrs = (sent.base + sent.row_offsets)[:, None]
-    return tl.load(row_ptrs.to(tl.pointer_type(word)) + k[None, :], mask=mask, other=0, volatile=True)
+        return tl.load(ptrs, mask=mask, other=None if mask is None else 0, volatile=True)
+
+
+@triton.jit
+def _read_chunk(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+    """One chunk of all rows, straight from L2, as words [ROWS, BLOCK_K // NUMBERS_IN_WORD]."""
+    WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
+    k = chunk * WORDS + tl.arange(0, WORDS)
+    mask = _chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP)
+    return load_from_l2(_row_pointers(sent, NUMBERS_IN_WORD) + k[None, :], mask)
 
 
 @triton.jit
@@ -132,13 +174,43 @@ def any_of(found):
 
 
 @triton.jit
-def wait_for(team, expected, must_wait, budget):
-    """Polls the team's counter until `expected` have arrived; whether the budget ran out before."""
+def _clock(polls):
+    """The time in units of 1,024 ns; in the interpreter, which has none, the polls so far."""
+    if compiled_for() == "cuda":
+        return globaltimer() >> 10
+    elif compiled_for() == "hip":
+        # A counter of 100 MHz. Triton's own `memrealtime` waits for vector loads, not for the scalar unit's answer.
+        ticks = tl.inline_asm_elementwise(
+            "s_memrealtime $0\ns_waitcnt lgkmcnt(0)", "=s", [], dtype=tl.int64, is_pure=False, pack=1
+        )
+        return ticks * 10 >> 10
+    else:
+        return tl.cast(polls, tl.int64)
+
+
+@triton.jit
+def goes_on(polls, end, limit):
+    """Whether a wait goes on after so many polls, and when it is over, which its first look at the clock decides."""
+    EVERY: tl.constexpr = 1 if compiled_for() == "interpreter" else _CLOCK_POLLS
+    on = limit > 0
+    if polls % EVERY == 0:
+        now = _clock(polls)
+        end = tl.where(polls == EVERY, now + limit, end)
+        on = on & (now < end)
+    return on, end
+
+
+@triton.jit
+def wait_for(team, expected, must_wait, limit):
+    """Polls the team's counter until `expected` have arrived; whether the limit was over before."""
     polls = 0
+    on = limit >= 0
+    end = tl.cast(0, tl.int64)
     missing = must_wait & (tl.atomic_add(team.arrivals, 0, sem="acquire") < expected)
-    while missing & (polls < budget):
+    while missing & on:
         missing = tl.atomic_add(team.arrivals, 0, sem="acquire") < expected
         polls += 1
+        on, end = goes_on(polls, end, limit)
     return missing
 
 
@@ -150,17 +222,17 @@ def arrive(team):
 
 
 @triton.jit
-def unless_stalled(product, missing, budget, team):
-    """The product and the budget that is left: NaN and 0 from the wait on that ran out."""
+def unless_stalled(product, missing, limit, team):
+    """The product and the limit of later waits: NaN and 0 from the wait on that ran out."""
     if missing:
-        budget = 0
+        limit = 0
         tl.store(team.status, 1)
-    return tl.where(budget > 0, product, float("nan")), budget
+    return tl.where(limit > 0, product, float("nan")), limit
 
 
 @triton.jit
-def read_when_written(sent, must_wait, budget, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
-    """All chunks of a "dataflow" channel as words, read until none holds the sentinel; whether the budget ran out."""
+def read_when_written(sent, must_wait, limit, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+    """All chunks of a "dataflow" channel as words, read until none holds the sentinel; whether the limit was over."""
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     # One read in the code, not one before the loop and one in it: LSTM bf16 H=1024 takes 126 registers, not 230.
@@ -168,57 +240,136 @@ def read_when_written(sent, must_wait, budget, NUMBERS_IN_WORD: tl.constexpr, LO
     tiles = ()
     for _ in tl.static_range(CHUNKS):
         tiles = tiles + (tl.zeros((sent.row_ok.shape[0], WORDS), dtype=word),)
-    missing = budget >= 0
+    missing = limit >= 0
+    on = limit >= 0
+    end = tl.cast(0, tl.int64)
     polls = 0
-    while missing & (polls <= budget):
+    while missing & on:
         tiles = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
         missing = must_wait & (_unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)
         polls += 1
+        on, end = goes_on(polls, end, limit)
     return tiles, missing
 
 
 @triton.jit
-def gather_product(
-    weights,  # resident chunks of W_hh: [rows of the product, BLOCK_K] each
+def spin_until_written(sent, must_wait, limit, team, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+    """All chunks of a "dataflow" channel as words; every thread waits for its own (see `spin.poll`)."""
+    CHUNKS: tl.constexpr = LOOP.CHUNKS
+    WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
+    ROWS: tl.constexpr = sent.row_ok.shape[0]
+    OWN: tl.constexpr = words_of_thread(ROWS, WORDS, LOOP.NUM_WARPS)
+    VECTOR: tl.constexpr = vector_words(LOOP.HIDDEN, NUMBERS_IN_WORD, OWN)
+    # The first poll is Triton's own load: the block takes over the layout of its words.
+    words = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
+    masks = ()
+    for chunk in tl.static_range(CHUNKS):
+        masks = masks + (_chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP).to(tl.int32),)
+    pointers = _row_pointers(sent, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
+    zeros = tl.zeros((ROWS, WORDS), tl.int32)
+    return tl.inline_asm_elementwise(
+        poll(CHUNKS, OWN, VECTOR, WORDS * 4, NUMBERS_IN_WORD, LOOP.PAIRS),
+        poll_constraints(CHUNKS, OWN),
+        words + masks + (pointers, zeros + tl.where(must_wait, limit, 0), team.status + zeros),
+        dtype=same_types(tl.int32, CHUNKS),
+        is_pure=False,
+        pack=OWN,
+    )
+
+
+@triton.jit
+def await_sent(
     sent,  # Sent: what the team has published
     must_wait,  # False at the first step: h_0 is the caller's and may hold any bit pattern
     expected,  # arrivals to wait for ("barrier")
-    budget,  # polls left
+    limit,  # of the wait
     team,
     LOOP: tl.constexpr,
 ):
-    """The weights times what was sent, [rows of the product, BLOCK_B], once it is there; and the budget that is left.
+    """Waits until what was sent is there. Its chunks as words, or () where `gathered_product` reads them; whether the
+    limit was over before."""
+    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(sent.base.dtype.element_ty, LOOP.HIDDEN)
+    if LOOP.EXCHANGE == "barrier":
+        return (), wait_for(team, expected, must_wait, limit)
+    elif LOOP.EXCHANGE == "spin":
+        # What is missing after a stall is a NaN, and the product carries it.
+        return spin_until_written(sent, must_wait, limit, team, NUMBERS_IN_WORD, LOOP), False
+    else:
+        return read_when_written(sent, must_wait, limit, NUMBERS_IN_WORD, LOOP)
 
-    NaN, and a budget of 0, if the wait ran out.
+
+@triton.jit
+def gathered_product(
+    weights,  # resident chunks of W_hh: [rows of the product, BLOCK_K] each
+    tiles,  # as `await_sent` returns them
+    missing,
+    sent,
+    limit,
+    team,
+    LOOP: tl.constexpr,
+):
+    """The weights times what was sent, [rows of the product, BLOCK_B]; and the limit of later waits.
+
+    NaN, and a limit of 0, if the wait ran out.
     """
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     DTYPE: tl.constexpr = sent.base.dtype.element_ty
     NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(DTYPE, LOOP.HIDDEN)
     sums = zero_sums(weights, LOOP)
     if LOOP.EXCHANGE == "barrier":
-        missing = wait_for(team, expected, must_wait, budget)
         for chunk in tl.static_range(CHUNKS):
             # One chunk after the other: the team's h waits for nobody any more, and takes fewer registers.
             words = _read_chunk(sent, chunk, NUMBERS_IN_WORD, LOOP)
             sums = add_product(sums, weights, chunk, tl.trans(_numbers(words, DTYPE, NUMBERS_IN_WORD)), LOOP)
     else:
-        tiles, missing = read_when_written(sent, must_wait, budget, NUMBERS_IN_WORD, LOOP)
         # All operands before the first product: each has its own buffer then, and no product waits for a store.
         operands = ()
         for chunk in tl.static_range(CHUNKS):
-            operands = operands + (tl.trans(_numbers(tiles[chunk], DTYPE, NUMBERS_IN_WORD)),)
+            words = operand_rows(tiles[chunk], LOOP)
+            operands = operands + (tl.trans(_numbers(words, DTYPE, NUMBERS_IN_WORD)),)
         for chunk in tl.static_range(CHUNKS):
             sums = add_product(sums, weights, chunk, operands[chunk], LOOP)
-    return unless_stalled(total(sums, LOOP), missing, budget, team)
+    if LOOP.EXCHANGE == "spin":
+        return total(sums, LOOP), limit
+    else:
+        return unless_stalled(total(sums, LOOP), missing, limit, team)
+
+
+@triton.jit
+def _publish_words(ptrs, value, mask, LOOP: tl.constexpr):
+    """Store a float32 tile [units, rows] in whole words, each by one strong store (see `spin.publish_word`)."""
+    DTYPE: tl.constexpr = ptrs.dtype.element_ty
+    mask = tl.broadcast_to(mask, ptrs.shape).to(tl.int32)
+    block: tl.constexpr = publish_word(name_of(DTYPE), LOOP.PAIRS)
+    if DTYPE.primitive_bitwidth == 32:
+        bits = value.to(tl.int32, bitcast=True)
+        tl.inline_asm_elementwise(block, "=r,r,l,r", [bits, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1)
+    elif value.shape[0] * value.shape[1] < 64 * LOOP.NUM_WARPS:
+        # A number a thread: two in a word would cost a change of layout.
+        number = _without_sentinel(value.to(DTYPE)).to(tl.int16, bitcast=True).to(tl.int32)
+        tl.inline_asm_elementwise(
+            publish_number(), "=r,r,l,r", [number, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        # Two units of a row, which are one thread's in the layout in which Triton stores a tile.
+        first, second = tl.split(neighbours(value, LOOP))
+        ptrs, _ = tl.split(neighbours(ptrs.to(tl.int64), LOOP))
+        mask, _ = tl.split(neighbours(mask, LOOP))
+        tl.inline_asm_elementwise(
+            block, "=r,f,f,l,r", [first, second, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
 def publish(ptrs, tiles, mask, team, COUNT: tl.constexpr, LOOP: tl.constexpr):
     """Store COUNT float32 tiles, HIDDEN elements apart, in the pointer's dtype, for the team to read."""
     for index in tl.static_range(COUNT):
-        value = tiles[index].to(ptrs.dtype.element_ty)
-        if LOOP.EXCHANGE == "dataflow":
-            value = _without_sentinel(value)
-        tl.store(ptrs + index * LOOP.HIDDEN, value, mask=mask)
+        if LOOP.EXCHANGE == "spin":
+            _publish_words(ptrs + index * LOOP.HIDDEN, tiles[index], mask, LOOP)
+        else:
+            value = tiles[index].to(ptrs.dtype.element_ty)
+            if LOOP.EXCHANGE == "dataflow":
+                value = _without_sentinel(value)
+            tl.store(ptrs + index * LOOP.HIDDEN, value, mask=mask)
     if LOOP.EXCHANGE == "barrier":
         arrive(team)

@@ -16,8 +16,17 @@ import triton.language as tl
 from .exchange import Sent, publish
 from .forward_step import gate_values, inner_tile, next_state, outer_then_inner
 from .groups import Team
-from .product import product
-from .tiles import load_bias, load_gates, load_parameters, load_states, store_gates, store_later, store_states
+from .product import await_operand, product
+from .tiles import (
+    load_bias,
+    load_packed_gates,
+    load_parameters,
+    load_states,
+    store_gates,
+    store_later,
+    store_states,
+    unpacked,
+)
 from .walk import at_tile, choose, moment, reset_rows, strided_tile, this_member, tile_at
 from .weights import load_weights, of_direction, recurrent_gates
 
@@ -25,7 +34,7 @@ from .weights import load_weights, of_direction, recurrent_gates
 class Inputs(NamedTuple):
     """What a step reads and no step writes. Made by keyword."""
 
-    x: Any  # gate tiles of W_ih x + b_ih
+    x: Any  # gates of W_ih x + b_ih, as `load_packed_gates` loads them
     reset: Any  # [BLOCK_B]: rows whose state is the reset state before the step; () where nothing resets
 
 
@@ -33,7 +42,7 @@ class Inputs(NamedTuple):
 def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl.constexpr):
     ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
     mask = me.unit_ok[:, None] & now.here[None, :]
-    x = load_gates(strided_tile(ptr, gx, now, tile, me, rows), mask, CELL.gates, LOOP.HIDDEN)
+    x = load_packed_gates(strided_tile(ptr, gx, now, tile, me, rows), mask, CELL.gates, LOOP)
     reset = ()  # Triton 3.6.0 returns no None from a function
     if resets.marks is not None:
         reset = reset_rows(resets.marks, now, tile, me, B)
@@ -64,11 +73,11 @@ def forward(
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
     ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
     me = this_member(walk_bits, LOOP)
-    budget = 0
+    limit = 0  # of later waits: none once one has run out
     if not ALONE:
-        budget = team.spin_limit
+        limit = team.spin_limit
     if LOOP.EXCHANGE == "barrier":
-        team = Team(arrivals=team.arrivals + me.team * 32, status=team.status, spin_limit=budget, partial=None)
+        team = Team(arrivals=team.arrivals + me.team * 32, status=team.status, spin_limit=limit, partial=None)
 
     weights = load_weights(
         of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me.number * LOOP.BLOCK_H, CELL, LOOP
@@ -104,9 +113,6 @@ def forward(
         # Without disable_licm LLVM hoists the descriptors of every matrix instruction out of the loop, two
         # 64-bit registers each. LSTM bf16 H=768, "barrier", sm_90: 255 registers and a spill with it, 74 without.
         for step in tl.range(tile.steps, disable_licm=True):
-            # The next step's inputs travel while this step waits for its team.
-            ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
-            inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
             follows = step > 0
             readable = now.here & ((states.initial is not None) | follows)
             if resets.marks is not None:
@@ -122,19 +128,25 @@ def forward(
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
             sent = Sent(base=source, row_offsets=row * WIDTH, row_ok=readable, low=None, high=HIDDEN)
             expected = (passed + step) * ARRIVALS
-            acc, budget = product(weights, h, sent, follows, expected, budget, team, LOOP)
+            operand, missing = await_operand((h,), sent, follows, expected, limit, team, LOOP)
+            # The next step's inputs travel while this step computes and the next one waits for its team.
+            ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
+            inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
+            acc, limit = product(weights, operand, missing, sent, limit, team, LOOP)
             a = recurrent_gates(acc, bias, CELL, LOOP)
+            x = unpacked(inputs.x, gx.ptr.dtype.element_ty, CELL.gates, LOOP)
             if CELL.inner is not None:
-                q = inner_tile(inputs.x, a, state, p, CELL)
+                q = inner_tile(x, a, state, p, CELL)
                 q = tl.where(me.unit_ok[:, None], q if factors is None else q * factors, 0.0)
                 inner = source
                 if out.inner is not None:
                     inner = out.inner + start
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
                 sent = Sent(base=inner, row_offsets=row * WIDTH, row_ok=now.here, low=None, high=HIDDEN)
-                acc, budget = product(weights, q, sent, True, expected + LOOP.MEMBERS, budget, team, LOOP)
+                operand, missing = await_operand((q,), sent, True, expected + LOOP.MEMBERS, limit, team, LOOP)
+                acc, limit = product(weights, operand, missing, sent, limit, team, LOOP)
                 a = outer_then_inner(a, recurrent_gates(acc, bias, CELL, LOOP), CELL)
-            v = gate_values(inputs.x, a, state, p, CELL)
+            v = gate_values(x, a, state, p, CELL)
             state = next_state(v, state, p, zones, rows, now, tile, me, CELL, LOOP)
             source = channel + start
             h = state[0] if out.sent is None else state[0] * factors

@@ -77,7 +77,7 @@ class Team(NamedTuple):
 
     arrivals: Any = None  # [teams, 32] int32, zero, a cache line a team ("barrier"; else None)
     status: Any = None  # [1] int32: 1 if a wait ran out
-    spin_limit: Any = None  # polls a program spends on a wait before it gives up
+    spin_limit: Any = None  # of one wait, in 1,024 ns (the interpreter counts polls): then the program gives up
     partial: Any = None  # [teams, unit blocks, 2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones; None: no split
 
 
@@ -106,6 +106,10 @@ class StepGradients(NamedTuple):
     dx: Any = None  # of W_ih x + b_ih, where the cell's gradients differ and anybody asks
 
 
+ABSENT: dict[type, Any] = {kind: kind() for kind in (Strided, Rows, Resets, Dropout, Zones)}
+"""What a call leaves out, one object for each kind: a launch tells them by that at once."""
+
+
 @dataclass(frozen=True)
 class Loop:
     """The compile-time numbers of a loop besides the cell's.
@@ -113,7 +117,11 @@ class Loop:
     HIDDEN, DIRECTIONS:  of the layer.
     SAVED:     tiles of v that pass from the forward loop to the one backwards.
     PRECISION: of products, `tl.dot`'s input_precision or "tf32x3" (see `describe.dot_precision`).
-    EXCHANGE:  how h reaches the product: "registers" (a team of one has it), "dataflow" or "barrier" (see `exchange`).
+    EXCHANGE:  how h reaches the product: "registers" (a team of one has it), "dataflow", "spin" or "barrier" (see
+               `exchange`).
+    PAIRS:     whether two 16-bit numbers are compared by one instruction (see `spin`).
+    INTERLEAVED: whether the product's rows are ordered by warps, not by gates (see `interleave`).
+    NUM_WARPS: of a program, as `Config` has them.
     MEMBERS:   programs of a team.
     BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 forwards.
     PART:      numbers that one row of a program's product sums up: forwards HIDDEN, backwards its part of G * HIDDEN.
@@ -128,6 +136,9 @@ class Loop:
     SAVED: int
     PRECISION: str
     EXCHANGE: str
+    PAIRS: bool
+    INTERLEAVED: bool
+    NUM_WARPS: int
     MEMBERS: int
     BLOCK_B: int
     BLOCK_H: int

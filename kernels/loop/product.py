@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .exchange import gather_product
+from .exchange import await_sent, gathered_product
 from .split_k import sum_of_parts
 from .weights import add_product, load_gate_blocks, load_weights_transposed, total, zero_sums
 
@@ -24,21 +24,42 @@ def _product_of_own(weights, tiles, FIRST: tl.constexpr, COUNT: tl.constexpr, LO
 
 
 @triton.jit
-def product(
-    weights,  # as `load_weights` keeps them
-    own,  # [BLOCK_H, BLOCK_B]: this program's units of the operand, zero where padded
+def await_operand(
+    own,  # tiles [BLOCK_H, BLOCK_B]: this program's units of the operand, zero where padded
     sent,  # Sent: all units of the operand, as the team publishes them; not looked at by a team of one
     must_wait,  # False where the operand is the caller's own
     expected,  # arrivals before it is there ("barrier")
-    budget,
+    limit,  # of the wait (see `exchange`)
     team,
     LOOP: tl.constexpr,
 ):
-    """W_hh times the operand for this program's units, all gates: [padded gates * BLOCK_H, BLOCK_B]; budget left."""
+    """Waits until the operand is there; it, and whether the limit was over before, for `product`.
+
+    Not part of the product, because what the next step reads goes between the two: loaded before the wait, ptxas gives
+    it the poll's scoreboard, and every first test waits for device memory; in the product's barriers it would be late.
+    """
     if LOOP.EXCHANGE == "registers":
-        return _product_of_own(weights, (own,), 0, 1, LOOP), budget
+        return own, False
     else:
-        return gather_product(weights, sent, must_wait, expected, budget, team, LOOP)
+        return await_sent(sent, must_wait, expected, limit, team, LOOP)
+
+
+@triton.jit
+def product(
+    weights,  # as `load_weights` keeps them
+    operand,  # and `missing`: as `await_operand` returns them
+    missing,
+    sent,
+    limit,
+    team,
+    LOOP: tl.constexpr,
+):
+    """W_hh times the operand for this program's units, all gates: [padded gates * BLOCK_H, BLOCK_B]; limit of later
+    waits."""
+    if LOOP.EXCHANGE == "registers":
+        return _product_of_own(weights, operand, 0, 1, LOOP), limit
+    else:
+        return gathered_product(weights, operand, missing, sent, limit, team, LOOP)
 
 
 @triton.jit
@@ -52,25 +73,37 @@ def load_weights_backwards(w_ptr, me, CELL: tl.constexpr, LOOP: tl.constexpr):
 
 
 @triton.jit
+def expected_backwards(turn, LOOP: tl.constexpr):
+    """Arrivals before the operand of a product is there ("barrier"), where the team has had `turn` products before."""
+    return turn * _arrivals(LOOP) + LOOP.MEMBERS
+
+
+@triton.jit
+def _arrivals(LOOP: tl.constexpr):
+    """Of one product backwards."""
+    return LOOP.MEMBERS * (1 if LOOP.SPLIT_K == 1 else 2)
+
+
+@triton.jit
 def product_backwards(
     weights,  # as `load_weights_backwards` keeps them
-    own,  # COUNT tiles [BLOCK_H, BLOCK_B]: this program's gradients of the gates from FIRST on, zero where masked
+    operand,  # and `missing`: as `await_operand` returns them, of COUNT gates' gradients from FIRST on
+    missing,
     sent,  # Sent: those of all units, and the columns of this program's part; not looked at by a team of one
     turn,  # how many products of this kind the team has had before
-    budget,
+    limit,
     me,
     team,
     FIRST: tl.constexpr,
     COUNT: tl.constexpr,
     LOOP: tl.constexpr,
 ):
-    """W_hh^T times the gates' gradients for this program's units, [BLOCK_H, BLOCK_B]; and the budget that is left."""
+    """W_hh^T times the gates' gradients for this program's units, [BLOCK_H, BLOCK_B]; and the limit of later waits."""
     if LOOP.EXCHANGE == "registers":
-        return _product_of_own(weights, own, FIRST, COUNT, LOOP), budget
+        return _product_of_own(weights, operand, FIRST, COUNT, LOOP), limit
     else:
-        ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if LOOP.SPLIT_K == 1 else 2)  # of one product
-        found, budget = gather_product(weights, sent, True, turn * ARRIVALS + LOOP.MEMBERS, budget, team, LOOP)
+        found, limit = gathered_product(weights, operand, missing, sent, limit, team, LOOP)
         if LOOP.SPLIT_K > 1:
             part = me.number % LOOP.SPLIT_K
-            found, budget = sum_of_parts(found, part, turn, (turn + 1) * ARRIVALS, budget, team, LOOP)
-        return found, budget
+            found, limit = sum_of_parts(found, part, turn, (turn + 1) * _arrivals(LOOP), limit, team, LOOP)
+        return found, limit

@@ -9,7 +9,7 @@ small exchange.
 The scratch memory of a unit block holds two slots, used in turns: a program writes a slot again only after it has
 read the other one in full, and what stands there was written by programs that had read this one. In "dataflow" the
 lowest bit of every number says in which round it was written: no memory to clear, no flag, no fence. A product keeps
-23 of float32's 24 bits.
+23 of float32's 24 bits. In "spin" every thread waits for its own numbers (see `spin`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .exchange import any_of, arrive, unless_stalled, wait_for
+from .exchange import any_of, arrive, goes_on, load_from_l2, unless_stalled, wait_for
+from .spin import parts_constraints, parts_poll, same_types, words_of_thread
 
 
 @triton.jit
@@ -36,11 +37,11 @@ def sum_of_parts(
     part,  # which of the block's programs this is, and which BLOCK_H of the block's units are its own
     turn,  # how many products were exchanged before
     expected,  # arrivals to wait for ("barrier")
-    budget,
+    limit,
     team,  # its `partial` is the block's: [2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones at launch
     LOOP: tl.constexpr,
 ):
-    """The whole product for this program's own units, [BLOCK_H, BLOCK_B], and the budget that is left."""
+    """The whole product for this program's own units, [BLOCK_H, BLOCK_B], and the limit of later waits."""
     SPLIT_K: tl.constexpr = LOOP.SPLIT_K
     BLOCK_H: tl.constexpr = LOOP.BLOCK_H
     ROWS: tl.constexpr = SPLIT_K * BLOCK_H
@@ -50,28 +51,56 @@ def sum_of_parts(
     slot = team.partial + (turn % 2) * (SPLIT_K * PART)
     round_bit = (turn // 2) & 1
     words = (product.to(tl.int32, bitcast=True) & -2) | round_bit
-    tl.store(slot + part * PART + row * ROWS + tl.arange(0, ROWS)[:, None], words)
+    where = slot + part * PART + row * ROWS + tl.arange(0, ROWS)[:, None]
     own = slot + row * ROWS + (part * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
     tiles = ()
-    if LOOP.EXCHANGE == "barrier":
-        arrive(team)
-        missing = wait_for(team, expected, True, budget)
+    if LOOP.EXCHANGE == "spin":
+        OWN: tl.constexpr = words_of_thread(BLOCK_H, BLOCK_B, LOOP.NUM_WARPS)
+        # From the accumulator's own layout, whose eight neighbouring lanes fill a sector: no change of layout.
+        tl.inline_asm_elementwise(
+            "st.relaxed.gpu.global.b32 [$2], $1; mov.b32 $0, 0;", "=r,r,l", [words, where], tl.int32, False, 1
+        )
+        pointers = ()
         for other in tl.static_range(SPLIT_K):
-            tiles = tiles + (tl.load(own + other * PART, volatile=True),)
+            pointers = pointers + (own + other * PART,)
+            tiles = tiles + (load_from_l2(own + other * PART, None),)
+        zeros = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
+        tiles = tl.inline_asm_elementwise(
+            parts_poll(SPLIT_K, OWN),
+            parts_constraints(SPLIT_K, OWN),
+            tiles + pointers + (zeros + round_bit, zeros + limit, team.status + zeros),
+            dtype=same_types(tl.int32, SPLIT_K),
+            is_pure=False,
+            pack=OWN,
+        )
+        missing = False
+    elif LOOP.EXCHANGE == "barrier":
+        tl.store(where, words)
+        arrive(team)
+        missing = wait_for(team, expected, True, limit)
+        for other in tl.static_range(SPLIT_K):
+            tiles = tiles + (load_from_l2(own + other * PART, None),)
     else:
+        tl.store(where, words)
         for _ in tl.static_range(SPLIT_K):
             tiles = tiles + (tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32),)
-        missing = budget >= 0
+        missing = limit >= 0
+        on = limit >= 0
+        end = tl.cast(0, tl.int64)
         polls = 0
-        while missing & (polls <= budget):
+        while missing & on:
             stale = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
             tiles = ()
             for other in tl.static_range(SPLIT_K):
-                tiles = tiles + (tl.load(own + other * PART, volatile=True),)
+                tiles = tiles + (load_from_l2(own + other * PART, None),)
                 stale = stale | (tiles[other] ^ round_bit)
             missing = any_of((stale & 1) != 0) != 0
             polls += 1
+            on, end = goes_on(polls, end, limit)
     sums = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.float32)
     for other in tl.static_range(SPLIT_K):
         sums += tl.cast(tiles[other] & -2, tl.float32, bitcast=True)
-    return unless_stalled(sums, missing, budget, team)
+    if LOOP.EXCHANGE == "spin":
+        return sums, limit
+    else:
+        return unless_stalled(sums, missing, limit, team)

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ..compiled_for import compiled_for
+from .interleave import units_of_tile
+
 
 class Member(NamedTuple):
     """A program's place: which team it belongs to, and what part of the layer it owns."""
@@ -41,8 +44,8 @@ class Tile(NamedTuple):
 class Moment(NamedTuple):
     """A step, as the rows of a tile see it."""
 
-    t: Any  # the time, of each row or of all; 64-bit: offsets t * stride may pass 2^31
-    first: Any  # how many rows lie before those of that time in memory
+    t: Any  # the time, of each row or of all
+    first: Any  # how many rows lie before those of that time in memory; 64-bit, as all offsets that depend on a time
     here: Any  # [BLOCK_B]: the rows that have the step
 
 
@@ -61,7 +64,7 @@ def this_member(walk_bits, LOOP: tl.constexpr):
         alone = walk_bits >> 2
         groups = tl.where(alone == 0, groups // 2, groups)
         direction = tl.where(alone == 0, team // groups, alone - 1)
-    unit = number * LOOP.BLOCK_H + tl.arange(0, LOOP.BLOCK_H)
+    unit = number * LOOP.BLOCK_H + units_of_tile(LOOP)
     return Member(
         number=number,
         team=team,
@@ -104,15 +107,30 @@ def moment(step, tile, me, rows, B):
     if rows.lengths is not None:
         t = tl.maximum(t, 0)  # of a row that has ended: any valid one
         here = here & (step < tile.length)
-    t = t.to(tl.int64)
     return Moment(t=t, first=_first_row(t, rows.starts, B), here=here)
+
+
+@triton.jit
+def wide_product(t, by):
+    """A time, 32-bit, times a number, in 64 bits: offsets into a sequence may pass 2^31.
+
+    One instruction. Widened first, `by` is widened before the loop, where the compiler no longer sees that its upper
+    half is a sign: four instructions one after the other, twice between the wait and what is published.
+    """
+    if isinstance(by, tl.constexpr):
+        return t.to(tl.int64) * by
+    elif compiled_for() == "cuda" and by.dtype == tl.int32:
+        t, by = tl.broadcast(t, by)
+        return tl.inline_asm_elementwise("mul.wide.s32 $0, $1, $2;", "=l,r,r", [t, by], tl.int64, True, 1)
+    else:
+        return t.to(tl.int64) * by
 
 
 @triton.jit
 def _first_row(t, starts, B):
     """How many rows lie before those of time t."""
     if starts is None:
-        return t * B
+        return wide_product(t, B)
     else:
         return tl.load(starts + t)
 
@@ -133,7 +151,7 @@ def strided_tile(ptr, strided, now, tile, me, rows):
     A packed one has a single stride, from row to row.
     """
     if rows.starts is None:
-        start = now.t * strided.time
+        start = now.t.to(tl.int64) * strided.time
     else:
         start = now.first * strided.row
     base = ptr + start + tile.batch0 * strided.row
@@ -146,9 +164,9 @@ def reset_rows(marks, now, tile, me, B):
 
     A mark at t begins a segment: the reverse direction enters the segment before it, from t to t - 1.
     """
-    at = now.t + me.reverse.to(tl.int64)
+    at = now.t + me.reverse.to(tl.int32)
     mask = now.here & (at < tile.length)
-    return tl.load(marks + at * B + tile.batch0 + tile.row, mask=mask, other=0) != 0
+    return tl.load(marks + wide_product(at, B) + tile.batch0 + tile.row, mask=mask, other=0) != 0
 
 
 @triton.jit

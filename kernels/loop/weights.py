@@ -2,14 +2,16 @@
 
 Inside a program the hidden units run along rows and the batch along columns, so a small batch is
 the small dimension of the dot and costs no padding to 64. The gates of a unit block are stacked in
-M: row g * BLOCK_H + u of the weight tile is gate g of unit u. `load_weights` and `split_gates` are
-the only two places that know this order.
+M: row g * BLOCK_H + u of the weight tile is gate g of unit u, unless the gates are interleaved (see `interleave`).
+`load_weights` and `split_gates` are the only two places that know this order.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .interleave import gates_and_units, split_interleaved
 
 
 @triton.jit
@@ -56,9 +58,8 @@ def load_weights(
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     HIDDEN: tl.constexpr = LOOP.HIDDEN
     PRECISION: tl.constexpr = LOOP.PRECISION
-    m = tl.arange(0, CELL.padded_gates * LOOP.BLOCK_H)
-    gate = m // LOOP.BLOCK_H
-    unit = unit0 + m % LOOP.BLOCK_H
+    gate, unit = gates_and_units(CELL.padded_gates * LOOP.BLOCK_H, LOOP)
+    unit = unit0 + unit
     row = gate * HIDDEN + unit
     row_ok = (gate < CELL.gates) & (unit < HIDDEN)
     chunks = ()
@@ -160,6 +161,8 @@ def split_gates(acc, CELL: tl.constexpr, LOOP: tl.constexpr):
     elif CELL.padded_gates == 2:
         first, second = tl.split(tl.permute(tl.reshape(acc, (2, BLOCK_H, BLOCK_B)), (1, 2, 0)))
         return first, second
+    elif LOOP.INTERLEAVED:
+        return split_interleaved(acc, LOOP)
     else:
         tl.static_assert(CELL.padded_gates == 4, "at most four gates")
         # [high, low, unit, batch] -> [unit, batch, high, low]; tl.split takes the last dimension apart.

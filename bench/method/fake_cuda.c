@@ -7,7 +7,7 @@
 
 enum { DEVICE = 77, MOST_KERNELS = 4096, MOST_PARAMETERS = 128 };
 
-/* What a driver reads from a cubin; the tests read it with cuobjdump. */
+/* What a driver reads from a cubin; here cuobjdump does. */
 typedef struct {
   int registers, local_bytes, parameters;
   int width[MOST_PARAMETERS];
@@ -22,12 +22,20 @@ typedef struct {
 static Kernel kernels[MOST_KERNELS]; /* a handle is a position, from 1 */
 static uint64_t loaded;
 static Launch launch;
+static unsigned admitted; /* programs of a cooperative grid; 0: any number */
+static int refuses_to_load;
+
+void fake_admit(unsigned programs) { admitted = programs; }
+
+void fake_refuse_to_load(int refuses) { refuses_to_load = refuses; }
 
 void fake_next_kernel(const Kernel *kernel) { kernels[loaded + 1] = *kernel; }
 
 const Launch *fake_last_launch(void) { return &launch; }
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+  if (refuses_to_load)
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   if (loaded + 2 == MOST_KERNELS || memcmp(image, "\177ELF", 4) != 0)
     return CUDA_ERROR_INVALID_IMAGE;
   *module = (CUmodule)++loaded;
@@ -83,6 +91,8 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
   for (unsigned i = 0; i < config->numAttrs; ++i)
     if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE)
       launch.cooperative = config->attrs[i].value.cooperative;
+  if (launch.cooperative && admitted && config->gridDimX > admitted)
+    return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
   /* As a driver does: as many as the cubin has, each as wide as the cubin says. */
   for (int i = 0; i < kernel->parameters; ++i)
     memcpy(&launch.value[i], parameters[i], kernel->width[i]);
@@ -95,7 +105,11 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdevi
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) {
-  *text = "refused by the fake driver";
+  switch ((int)error) { /* as CUDA says them */
+  case CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: *text = "too many blocks in cooperative launch"; break;
+  case CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: *text = "operation not permitted when stream is capturing"; break;
+  default: *text = "refused by the fake driver";
+  }
   return CUDA_SUCCESS;
 }
 

@@ -1,0 +1,53 @@
+"""What a decision for the kernels follows from, as one value that can be a dict's key.
+
+Predicates take 20 us of a CPU core, this 4. A tensor is in it by what the predicates ask it, never by its numbers or
+its memory, so weights that were replaced, cast or moved are other ones at the next call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterable
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from .records import Call
+from .surroundings import autocast_dtype, fp32_precision, interpreting
+
+
+def key_of(call: Call, backend: str) -> Hashable | None:
+    """Equal for calls of which the same is decided; None while something looks on that a decision has to ask about:
+    a tracer, a transform, a dispatch mode, forward-mode derivatives."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack():
+        return None
+    select = sys.modules.get("holdfast.autotune.select")
+    if select is None:  # nothing has been decided for a kernel yet
+        return None
+    x, layers = call.x, call.layers
+    return (
+        backend,
+        select.settings(),
+        interpreting(),
+        select.substitute(),
+        torch.is_grad_enabled(),
+        autocast_dtype(x) if torch._C._is_any_autocast_enabled() else None,
+        fp32_precision(),
+        layers[:-2],
+        None if call.batch_sizes is None else (call.batch_size, call.batch_sizes.numel()),
+        call.lengths is None,
+        call.resets is None,
+        call.return_gates,
+        _kinds((x,)),
+        _kinds(layers.weights),
+        None if call.hx is None else (type(call.hx), _kinds(call.states)),
+        None if call.reset_hx is None else _kinds(call.reset_states),
+    )
+
+
+def _kinds(tensors: Iterable[Tensor]) -> tuple[Hashable, ...]:
+    return tuple([(type(t), t.dtype, t.shape, t.device, t.requires_grad, t.layout, t.is_neg()) for t in tensors])
