@@ -38,9 +38,9 @@ _ALIGNED = ":16"
 
 
 def types_of(
-    problem: Problem, config: Config, loop: Loop, *, has_bias: bool, has_initial: bool, keep: Keep
+    problem: Problem, config: Config, loop: Loop, *, has_bias: bool, has_initial: bool, keep: Keep, in_chunks: bool
 ) -> dict[str, Any]:
-    """Argument -> type, a group's with None for what is absent. keep: as for `describe.describe`."""
+    """Argument -> type, a group's with None for what is absent. keep and in_chunks: as for `describe.describe`."""
     cell, has = find_cell(problem.cell), set(problem.features)
     pointer = _POINTER[problem.dtype]
     states = (pointer,) * cell.states
@@ -48,7 +48,8 @@ def types_of(
     forward = problem.phase == "forward"
     to_state = {"resets", "reset_state"} <= has
     dropout = "recurrent_dropout" in has
-    initial = states if has_initial else None
+    initial = states if has_initial or in_chunks else None
+    carried = ("*fp32",) * cell.states if in_chunks else states
     saved = pointer if keeps_values(problem, keep) else None
     operands = writes_operands(config, keep)
     width = "i32:16" if problem.directions * problem.hidden_size % 16 == 0 else "i32"
@@ -75,7 +76,11 @@ def types_of(
     if forward:
         return groups | {
             "gx": gx,
-            "states": States(initial, states, pointer if dropout and has_initial else None),
+            "states": States(
+                carried if initial else None,
+                carried,
+                sent=pointer if in_chunks or (dropout and has_initial) else None,
+            ),
             "out": Outputs(
                 y=pointer,
                 later=None if keep == "nothing" else states[1:] or None,
@@ -88,8 +93,8 @@ def types_of(
     return groups | {
         "dy": Strided(pointer, None, "i32:16", "i32:16"),
         "gradients": LayerGradients(
-            final=states,
-            initial=initial,
+            final=carried,
+            initial=carried if initial else None,
             reset=states if to_state else None,
             parameters="*fp32" if cell.parameters else None,
         ),

@@ -181,14 +181,17 @@ def describe(
     has_bias: bool = True,
     has_initial: bool = True,
     keep: Keep = "nothing",
+    in_chunks: bool = False,
 ) -> KernelDescription:
     """The kernel as `launch` runs it on aligned tensors, for a GPU that need not be there.
 
-    keep:  what the loop stores, or backwards what the one before it stored; backwards v is there or worked out again.
+    keep:       what the loop stores, or backwards what the one before it stored; backwards v is there or worked out
+                again.
+    in_chunks:  one of several launches of a call (see `chunks`): states pass in float32.
     """
     loop = loop_of(problem, config, limits.arch)
     fn = kernel_of(problem)
-    groups = types_of(problem, config, loop, has_bias=has_bias, has_initial=has_initial, keep=keep)
+    groups = types_of(problem, config, loop, has_bias=has_bias, has_initial=has_initial, keep=keep, in_chunks=in_chunks)
     constants = constexprs(problem, config, limits.arch)
     signature, values, attrs = signature_of(fn, groups, constants)
     return KernelDescription(

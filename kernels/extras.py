@@ -94,7 +94,11 @@ def is_one_number(tensor: torch.Tensor) -> bool:
 
 def as_steps_of_y(states: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
     """[D, B, H] -> [B, D, H], contiguous; no copy for one direction. Equal strides save the loop 30 registers."""
-    return None if states is None else tuple(aligned(state.transpose(0, 1).contiguous()) for state in states)
+    return None if states is None else tuple([as_step_of_y(state) for state in states])
+
+
+def as_step_of_y(state: torch.Tensor) -> torch.Tensor:
+    return aligned(state.transpose(0, 1).contiguous())
 
 
 def states_before(

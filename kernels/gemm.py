@@ -118,18 +118,22 @@ def project_input(
     return gx.transpose(1, 2) if batch_first and not packed else gx
 
 
-def project_state(problem: Problem, weights: Sequence[LayerWeights], history: History) -> torch.Tensor:
-    """W_hh h + b_hh of every step again, [D, rows, G * H], now that all h are known: one GEMM a direction."""
+def project_state(
+    problem: Problem, weights: Sequence[LayerWeights], history: History, directions: Sequence[int] | None = None
+) -> torch.Tensor:
+    """W_hh h + b_hh of every step again, now that all h are known: one GEMM a direction, [directions, rows, G * H]."""
+    directions = range(len(weights)) if directions is None else directions
     sent, hidden = history.sent, problem.hidden_size
     rows = sent.numel() // sent.shape[-1]
-    ga = sent.new_empty(len(weights), in_sixteens(rows), weights[0].w_hh.shape[0])[:, :rows]
+    ga = sent.new_empty(len(directions), in_sixteens(rows), weights[0].w_hh.shape[0])[:, :rows]
     with in_precision(problem, sent.device):
-        for direction, w in enumerate(weights):
+        for out, direction in zip(ga, directions, strict=True):
+            w = weights[direction]
             if history.extras.reorders:
-                _linear(history.before(direction, hidden), w.w_hh, w.b_hh, ga[direction])
+                _linear(history.before(direction, hidden), w.w_hh, w.b_hh, out)
                 continue
             first, rest, before, h_0 = _shifted(history, direction, hidden)
-            of_steps = ga[direction].view(*sent.shape[:2], -1)
+            of_steps = out.view(*sent.shape[:2], -1)
             _linear(before, w.w_hh, w.b_hh, of_steps[rest].flatten(0, 1))
             _linear(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, of_steps[first])
     return ga

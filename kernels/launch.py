@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -150,6 +150,8 @@ class Launcher:
     def _start(self, start: Callable[[int, Team, int], None], fit: Fit, spin_limit: int, walk_bits: int) -> None:
         """Start as many teams as fit, fewer if the driver does not take that many; directions in turns if need be."""
         problem, config = self.problem, self.config
+        if walk_bits >> 2:  # one direction is asked for
+            problem = replace(problem, directions=1)
         if not self.cooperative:
             start(problem.directions * batch_tiles(problem, config), _ALONE, walk_bits)
             return
@@ -231,8 +233,8 @@ def _capturing(device: torch.device) -> bool:
 
 def _addresses(names: tuple[str, ...], groups: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
     """The groups of these names with the addresses in place of tensors, None for one that is not there; and what Triton
-    compiles a kernel of its own for besides types, which follow from the problem: what is None, how far addresses and
-    strides are multiples; and the device. LSTM bf16 H=1024, sm_90: 180 registers where everything is divisible by 16,
+    compiles a kernel of its own for: what is None, types (their width: the rest follows from the problem), how far
+    addresses and strides are multiples; and the device. LSTM bf16 H=1024, sm_90: 180 registers where everything is divisible by 16,
     255 where nothing is."""
     arguments: list[Any] = []
     seen: list[Any] = []
@@ -253,11 +255,14 @@ def _addresses(names: tuple[str, ...], groups: dict[str, Any]) -> tuple[list[Any
                 found.append(field)
             elif type(field) is tuple:
                 addresses = [tensor.data_ptr() for tensor in field]
-                seen += [2 * tensor.get_device() + (not tensor.data_ptr() % 16) for tensor in field]
+                seen += [_kind(tensor) for tensor in field]
                 found.append(tuple(addresses))
             else:
-                address = field.data_ptr()
-                seen.append(2 * field.get_device() + (not address % 16))
-                found.append(address)
+                seen.append(_kind(field))
+                found.append(field.data_ptr())
         arguments.append(tuple(found))
     return arguments, tuple(seen)
+
+
+def _kind(tensor: torch.Tensor) -> int:
+    return 2**20 * tensor.itemsize + 2 * tensor.get_device() + (not tensor.data_ptr() % 16)

@@ -15,8 +15,9 @@ import torch
 from .alignment import aligned, aligned_rows, strides
 from .cell_spec import find_cell
 from .channel import fill_channel, without_sentinel
+from .chunks import chunks, each_direction, in_float32, states_before
 from .config import Config
-from .extras import Extras, as_steps_of_y, is_one_number
+from .extras import Extras, as_step_of_y, as_steps_of_y, is_one_number
 from .gemm import (
     ALL,
     History,
@@ -117,19 +118,19 @@ def forward_layer(
     extras:   lengths, resets and what else the loop does; `problem.features` must name the same.
 
     Returns y [T, B, D * H] (packed: [rows, D * H]), contiguous, one final state [D, B, H] per state, and what the
-    backward pass needs; all in `problem.dtype`, to which x, weights and initial states are cast.
+    backward pass needs; all in `problem.dtype`, to which x, weights and initial states are cast. A long, wide call is
+    projected in chunks of steps (see `chunks`).
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
-    gx = project_input(problem, x, weights, batch_first=batch_first)
     needs = _needs(problem, config, keep)
-    directions, *rows, _ = gx.shape
-    steps, batch_size = extras.extent(rows)
+    rows = (x.shape[1], x.shape[0]) if batch_first and extras.starts is None else x.shape[:-1]
+    directions, (steps, batch_size) = len(weights), extras.extent(rows)
     width = directions * problem.hidden_size
-    y = gx.new_empty((*rows, width))
-    final = tuple([gx.new_empty((directions, batch_size, problem.hidden_size)) for _ in range(needs.states)])
+    y = x.new_empty((*rows, width))
+    final = tuple([x.new_empty((directions, batch_size, problem.hidden_size)) for _ in range(needs.states)])
     residuals = NO_RESIDUALS
     if needs.anything_else:
         residuals = Residuals(
@@ -144,21 +145,41 @@ def forward_layer(
     waits = needs.waits and (steps > 1 or residuals.inner is not None)
     if waits or extras.lengths is not None:
         _fill(y, residuals, extras, waits=waits)
-    kept = residuals.kept
-    groups = {
-        "gx": _strided(gx, extras),
-        "layer": _layer(weights, with_bias=True),
-        "states": States(as_steps_of_y(initial), final, _sent_initial(extras, initial)),
-        "out": Outputs(y, kept or None, residuals.saved, residuals.inner, residuals.sent),
-        "dropout": _dropout(extras),
-        **_options(extras, width),
-        "T": steps,
-        "B": batch_size,
-        "walk_bits": _walk_bits(directions, reverse),
-    }
-    if extras.reset_state is not None:
-        groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
-    launch(problem, config, gx.device, groups)
+    layer = _layer(weights, with_bias=True)
+
+    def walk(gx: torch.Tensor, states: States, out: Outputs, extras: Extras, steps: int, walk_bits: int) -> None:
+        groups = {
+            "gx": _strided(gx, extras),
+            "layer": layer,
+            "states": states,
+            "out": out,
+            "dropout": _dropout(extras),
+            **_options(extras, width),
+            "T": steps,
+            "B": batch_size,
+            "walk_bits": walk_bits,
+        }
+        if extras.reset_state is not None:
+            groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
+        launch(problem, config, x.device, groups)
+
+    out = Outputs(y, residuals.kept or None, residuals.saved, residuals.inner, residuals.sent)
+    walk_bits = _walk_bits(directions, reverse)
+    parts = chunks(problem, extras, steps, batch_size, projections=1)
+    if not parts:
+        gx = project_input(problem, x, weights, batch_first=batch_first)
+        states = States(as_steps_of_y(initial), final, _sent_initial(extras, initial))
+        walk(gx, states, out, extras, steps, walk_bits)
+    for direction, bits, in_order in each_direction(parts, walk_bits, directions):
+        carried, own = in_float32(initial, final), [weights[direction]]
+        for part in in_order:
+            h = as_step_of_y(carried[0].to(problem.dtype))
+            states = States(as_steps_of_y(carried), in_float32(None, final), h)
+            gx = project_input(problem, part.of(x, dim=int(batch_first)), own, batch_first=batch_first)
+            walk(gx, states, Outputs(*map(part.of, out)), part.extras, part.steps, bits)
+            carried = states.final
+        for whole, of_direction in zip(final, carried, strict=True):
+            whole[direction] = of_direction[direction]
     return y, final, residuals
 
 
@@ -204,35 +225,75 @@ def backward_layer(
         tiles = (batch_size + config.BLOCK_B - 1) // config.BLOCK_B
         d_parameters = y.new_empty(tiles, directions, cell.parameters, hidden, dtype=torch.float32)
     history = History(y if residuals.sent is None else residuals.sent, residuals.inner, initial, extras, reverse)
+    layer, walk_bits = _layer(weights, with_bias=False), _walk_bits(directions, reverse)
+
+    def walk(
+        dy: torch.Tensor | None,
+        gradients: LayerGradients,
+        past: Past,
+        projected: tuple[torch.Tensor, torch.Tensor] | None,
+        out: StepGradients,
+        extras: Extras,
+        steps: int,
+        walk_bits: int,
+    ) -> None:
+        gx, ga = projected or (None, None)
+        groups = {
+            # A direction's part of dy lies beside the other's, as in y.
+            "dy": _strided(dy, extras)._replace(direction=None),
+            "gradients": gradients,
+            "layer": layer,
+            "past": past,
+            "gx": _strided(gx, extras),
+            "ga": ABSENT[Strided] if ga is None else Strided(ga, strides(ga)[0]),
+            "out": out,
+            "dropout": _dropout(extras),
+            **_options(extras, width),
+            "T": steps,
+            "B": batch_size,
+            "walk_bits": walk_bits,
+        }
+        launch(problem, config, y.device, groups)
+
     if batch_size == 0:
         da.zero_()
     else:
-        gx = ga = None
-        if residuals.saved is None and saved_tiles(problem):
-            gx = project_input(problem, x, weights, batch_first=batch_first)
-            ga = project_state(problem, weights, history)
         if dy is not None:
             dy = aligned_rows(dy.to(problem.dtype))
         waits = config.regime == "cooperative" and config.exchange == "dataflow"
         fill_channel(da, extras, sentinel=waits)
         if dx is not None:
             fill_channel(dx, extras, sentinel=False)
-        groups = {
-            # A direction's part of dy lies beside the other's, as in y.
-            "dy": _strided(dy, extras)._replace(direction=None),
-            "gradients": LayerGradients(_given_or_zeros(d_final, y.dtype), d_initial, d_reset, d_parameters),
-            "layer": _layer(weights, with_bias=False),
-            "past": Past(as_steps_of_y(initial), y, residuals.kept or None, residuals.saved),
-            "gx": _strided(gx, extras),
-            "ga": ABSENT[Strided] if ga is None else Strided(ga, ga.stride(0)),
-            "out": StepGradients(da, dx),
-            "dropout": _dropout(extras),
-            **_options(extras, width),
-            "T": steps,
-            "B": batch_size,
-            "walk_bits": _walk_bits(directions, reverse),
-        }
-        launch(problem, config, y.device, groups)
+        past = Past(as_steps_of_y(initial), y, residuals.kept or None, residuals.saved)
+        out = StepGradients(da, dx)
+        again = residuals.saved is None and saved_tiles(problem) > 0
+        # Sums over all steps of a cell's own numbers would round otherwise in chunks.
+        parts = chunks(problem, extras, steps, batch_size, projections=2) if again and d_parameters is None else []
+        if not parts:
+            projected = None
+            if again:
+                gx = project_input(problem, x, weights, batch_first=batch_first)
+                projected = gx, project_state(problem, weights, history)
+            gradients = LayerGradients(_given_or_zeros(d_final, y.dtype), d_initial, d_reset, d_parameters)
+            walk(dy, gradients, past, projected, out, extras, steps, walk_bits)
+        for direction, bits, in_order in each_direction(parts, walk_bits, directions):
+            like = of_states()
+            carried = in_float32(_given_or_zeros(d_final, y.dtype), like)
+            begun = past.initial or [as_step_of_y(torch.zeros_like(state)) for state in like]
+            own = [weights[direction]]
+            for part in reversed(in_order):
+                back = walk_bits >> direction & 1 == 1
+                started = states_before(part, (y, *residuals.kept), begun, extras.lengths, back=back)
+                there = [state.transpose(0, 1) for state in started]
+                past_h = History(part.of(history.sent), None, there, part.extras, reverse)
+                gx = project_input(problem, part.of(x, dim=int(batch_first)), own, batch_first=batch_first)
+                projected = gx, project_state(problem, weights, past_h, [direction])
+                gradients = LayerGradients(carried, in_float32(None, like))
+                seen, into = Past(started, *map(part.of, past[1:])), StepGradients(*map(part.of, out))
+                walk(part.of(dy), gradients, seen, projected, into, part.extras, part.steps, bits)
+                carried = gradients.initial
+            for whole, of_direction in zip(d_initial or (), carried, strict=False):
+                whole[direction] = of_direction[direction]
     grad_x, of_weights = gradients_of_weights(
         problem, x, weights, history, da, da if dx is None else dx, batch_first=batch_first, wanted=wanted
     )
