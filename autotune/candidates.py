@@ -22,7 +22,8 @@ from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.resources import DeviceLimits
 from .constraints import CONSTRAINTS, TUNED_CONSTRAINTS, columns, matrix_bytes, operand_bytes, refusal, weight_rows
-from .cost import Estimate, estimate, has_wgmma
+from .cost import Estimate, estimate
+from .counts import has_wgmma
 
 
 @lru_cache(maxsize=4096)

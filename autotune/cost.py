@@ -1,57 +1,56 @@
-"""What a config costs by estimate, term by term: it decides what is tried first, never what is chosen once timed.
+"""What a config costs by estimate, term by term: it ranks configs, and says whether torch's own op would be faster.
 
-Below it the numbers that it multiplies with: each with its unit, whether anybody measured it, and where it comes from.
+What was timed always beats it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import directions_at_once, dot_precision, split_k, team_size
+from ..kernels.describe import chunks, directions_at_once, dot_precision, split_k, team_size
 from ..kernels.kept import Keep
+from ..kernels.plan import Provenance
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
-from .constraints import alone_backwards, columns, gathered_rows, matrix_bytes, weight_bytes, weight_rows
-from .files import SHIPPED, gpu_folder, replace_file
+from .constants import Constants, constants_for, weakest
+from .constraints import columns, gathered_rows, matrix_bytes, weight_bytes, weight_rows
+from .counts import Counts, counts_of, has_wgmma, matrix_instructions, runs_as_wgmma
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Microseconds of one time step of the whole batch, by cause.
 
-    weights:   reading the resident W_hh from shared memory.
-    matrix:    the matrix unit's work; it overlaps with `weights`, so only the larger counts.
-    chunks:    products that wait for each other, one a chunk of W_hh.
-    gates:     gate math.
-    exchange:  h from one program to the others, latency.
-    gather:    the same, bytes through L2.
+    publish:   from a member's stores until the others may see them.
+    waits:     polls, those that fail and the one that finds everything: latency of L2, the bytes, the test.
+    product:   the matrix unit's work, or W_hh's way to it from shared memory, or issuing it: whichever is longest;
+               and each row of products that is waited for.
+    issue:     what the warps issue besides: operands, gate math, addresses, stores.
+    barriers:  block-wide barriers outside of the polls.
     stream:    what the step reads and writes of device memory; it overlaps with all of the above.
     passes:    batch tiles that find no SM run one after the other.
     once:      microseconds before the first step: the launch, and W_hh from device memory.
+    provenance: the weakest of the constants in it. Issue cycles, barriers and rows of products are counted offline.
     """
 
-    weights: float
-    matrix: float
-    chunks: float
-    gates: float
-    exchange: float
-    gather: float
+    publish: float
+    waits: float
+    product: float
+    issue: float
+    barriers: float
     stream: float
     passes: int
     once: float
+    provenance: Provenance
 
     @property
     def step_us(self) -> float:
-        busy = max(self.weights, self.matrix) + self.chunks + self.gates + self.exchange + self.gather
+        busy = self.publish + self.waits + self.product + self.issue + self.barriers
         return max(self.passes * busy, self.stream)
 
     def total_us(self, length: int) -> float:
@@ -67,43 +66,83 @@ def estimate(
 ) -> Estimate:
     """The cost of a config on a GPU; without `constants`, with those of `constants_for(limits)`."""
     c = constants or constants_for(limits)
-    cell = find_cell(problem.cell)
     clock = c.clock_mhz.value
-    rows, k = weight_rows(problem, config), columns(problem, config)
+    counts = counts_of(problem, config, limits)
     cooperative = config.regime == "cooperative"
     tiles = math.ceil(problem.batch_size / config.BLOCK_B)
     at_once = directions_at_once(problem, config, limits.num_sms)
     programs = at_once * team_size(problem, config)
+    side_by_side = min(tiles, max(1, limits.num_sms // programs))
 
-    products = 3 if dot_precision(problem, limits.arch[0]) == "tf32x3" else 1
-    rate = c.matrix_flops_per_clock.value * clock
-    if problem.dtype == torch.float32:
-        rate *= c.tf32_share.value
-    if has_wgmma(limits) and not runs_as_wgmma(problem, config, limits):
-        rate *= c.mma_sync_share.value
-
-    exchange = gather = 0.0
+    publish = waits = 0.0
+    outside = counts.barriers
     if cooperative:
-        hops = (1 if cell.inner is None else 2) * (1 if split_k(problem, config) == 1 else 2)
-        exchange = hops * (c.barrier_us if config.exchange == "barrier" else c.dataflow_us).value
-        side_by_side = min(tiles, max(1, limits.num_sms // programs))
-        words = side_by_side * programs * gathered_rows(problem, config) * k
-        one = gathered_rows(problem, config) * k * problem.dtype.itemsize / (c.sm_l2_bytes_per_clock.value * clock)
-        gather = max(one, words * problem.dtype.itemsize / c.l2_bytes_per_us.value)
+        hops = (1 if find_cell(problem.cell).inner is None else 2) * (1 if split_k(problem, config) == 1 else 2)
+        publish = hops * c.visible_clocks.value
+        waits = hops * _wait(problem, config, counts, hops, side_by_side * programs, c)
+        outside = max(0.0, outside - counts.again_barriers)
 
     units = problem.batch_size * problem.directions * problem.hidden_size
     streamed = units * _streamed_numbers(problem, keep) * problem.dtype.itemsize
     return Estimate(
-        weights=weight_bytes(problem, config, limits) / (c.shared_bytes_per_clock.value * clock),
-        matrix=products * 2.0 * max(16, rows) * config.BLOCK_B * k / rate,
-        chunks=k // config.BLOCK_K * c.chunk_us.value,
-        gates=config.BLOCK_H * config.BLOCK_B * c.gate_clocks.value / clock,
-        exchange=exchange,
-        gather=gather,
+        publish=publish / clock,
+        waits=waits / clock,
+        product=_product(problem, config, limits, counts, c) / clock,
+        issue=(counts.operands + counts.rest) / clock,
+        barriers=outside * c.barrier_clocks.value / clock,
         stream=streamed / c.dram_bytes_per_us.value,
         passes=problem.directions // at_once * math.ceil(tiles / max(1, limits.num_sms // programs)),
         once=c.launch_us.value + matrix_bytes(problem, limits) / c.dram_bytes_per_us.value,
+        provenance=weakest(getattr(c, name).provenance for name in _used(problem, config, limits)),
     )
+
+
+def _used(problem: Problem, config: Config, limits: DeviceLimits) -> list[str]:
+    """The constants that a step's cost depends on."""
+    used = ["clock_mhz", "barrier_clocks", "matrix_flops_per_clock", "shared_bytes_per_clock", "dram_bytes_per_us"]
+    if problem.dtype == torch.float32:
+        used.append("tf32_share")
+    if runs_as_wgmma(problem, config, limits):
+        used += ["wgmma_clocks", "drain_clocks"]
+    elif has_wgmma(limits):
+        used.append("mma_sync_share")
+    if config.regime == "cooperative":
+        used += ["visible_clocks", "failing_polls", "l2_clocks", "l2_bytes_per_us", "sm_l2_bytes_per_clock"]
+        used += ["arrive_clocks"] if config.exchange == "barrier" else []
+    return used
+
+
+def _wait(problem: Problem, config: Config, counts: Counts, hops: int, programs: int, c: Constants) -> float:
+    """Clocks of one of a step's waits: its polls, or, behind a counter, polls of that and then the chunks in turn."""
+    size = gathered_rows(problem, config) * columns(problem, config) * problem.dtype.itemsize
+    all_of_l2 = programs * size / c.l2_bytes_per_us.value * c.clock_mhz.value
+    bytes_clocks = max(size / c.sm_l2_bytes_per_clock.value, all_of_l2)
+    polls = 1 + c.failing_polls.value
+    barriers = counts.again_barriers / hops * c.barrier_clocks.value
+    if config.exchange == "barrier":
+        # The arrival, polls of the counter, then each chunk's way from L2, one after the other.
+        turn = max(counts.again / hops, c.arrive_clocks.value) + barriers
+        return c.arrive_clocks.value + polls * turn + chunks(problem, config) * c.l2_clocks.value + bytes_clocks
+    last = max(counts.poll / hops, bytes_clocks) + c.l2_clocks.value + barriers
+    failed = max(counts.again / hops, bytes_clocks) + c.l2_clocks.value + barriers
+    return last + c.failing_polls.value * failed
+
+
+def _product(problem: Problem, config: Config, limits: DeviceLimits, counts: Counts, c: Constants) -> float:
+    """Clocks of a step's products in one program."""
+    rows, k = max(16, weight_rows(problem, config)), columns(problem, config)
+    lifted = 3 if dot_precision(problem, limits.arch[0]) == "tf32x3" else 1
+    rate = c.matrix_flops_per_clock.value * (c.tf32_share.value if problem.dtype == torch.float32 else 1.0)
+    wide = runs_as_wgmma(problem, config, limits)
+    if has_wgmma(limits) and not wide:
+        rate *= c.mma_sync_share.value
+    matrix = lifted * 2.0 * rows * config.BLOCK_B * k / rate
+    if wide:
+        groups = config.num_warps // 4  # each issues its own rows, and they share the SM's matrix units
+        each = c.wgmma_clocks.value + config.BLOCK_B / 4
+        matrix = max(matrix, matrix_instructions(problem, config, limits) * groups * each)
+    read = weight_bytes(problem, config, limits) / c.shared_bytes_per_clock.value
+    return max(matrix, read, counts.product) + counts.drained * c.drain_clocks.value
 
 
 def _streamed_numbers(problem: Problem, keep: Keep) -> int:
@@ -116,148 +155,3 @@ def _streamed_numbers(problem: Problem, keep: Keep) -> int:
     # dy and h in, the gates' gradients out (x's apart where they differ), v in or what it is worked out from.
     v = 2 * cell.gates if keep == "recompute" and cell.saved else cell.saved
     return 2 + cell.gates * (2 if cell.split_gradient else 1) + later_states + v
-
-
-def has_wgmma(limits: DeviceLimits) -> bool:
-    """Hopper (90) has wgmma, data-centre Blackwell (100 to 110) tcgen05; consumer Blackwell (120) has neither."""
-    return limits.arch[0] == "cuda" and 90 <= int(limits.arch[1]) < 120
-
-
-def runs_as_wgmma(problem: Problem, config: Config, limits: DeviceLimits) -> bool:
-    """Whether the matrix unit reads W_hh from shared memory by itself: 64 rows or more in one dot."""
-    rows = config.BLOCK_H if alone_backwards(problem, config) else weight_rows(problem, config)
-    return has_wgmma(limits) and rows >= 64
-
-
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Constant:
-    """provenance:  "measured" on the GPU at hand, or "assumed"; source says by what, or from where."""
-
-    value: float
-    unit: str
-    provenance: Literal["assumed", "measured"]
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.value:g} {self.unit} ({self.provenance}: {self.source})"
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What `estimate` multiplies with."""
-
-    dataflow_us: Constant
-    barrier_us: Constant
-    clock_mhz: Constant
-    shared_bytes_per_clock: Constant
-    matrix_flops_per_clock: Constant
-    tf32_share: Constant
-    mma_sync_share: Constant
-    chunk_us: Constant
-    gate_clocks: Constant
-    l2_bytes_per_us: Constant
-    sm_l2_bytes_per_clock: Constant
-    dram_bytes_per_us: Constant
-    launch_us: Constant
-
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """Names of the constants that somebody has measured."""
-        return tuple(f.name for f in fields(self) if getattr(self, f.name).provenance == "measured")
-
-
-def _assumed(value: float, unit: str, source: str) -> Constant:
-    return Constant(value, unit, "assumed", source)
-
-
-_H100 = Constants(
-    dataflow_us=_assumed(0.7, "us", "design.md 3: a store to its use by a polling reader, through L2"),
-    barrier_us=_assumed(1.4, "us", "two round trips through L2, the counter's and the data's"),
-    clock_mhz=_assumed(1755.0, "MHz", "an H100's boost clock under load"),
-    shared_bytes_per_clock=_assumed(128.0, "B/clock/SM", "CUDA guide: 32 banks of 4 bytes"),
-    matrix_flops_per_clock=_assumed(4096.0, "flop/clock/SM", "H100 datasheet, 16 bit, dense, over 132 SMs"),
-    tf32_share=_assumed(0.5, "of the 16-bit rate", "H100 datasheet"),
-    mma_sync_share=_assumed(0.6, "of the wgmma rate", "what mma.sync is said to reach on Hopper"),
-    chunk_us=_assumed(0.02, "us", "one more product that waits for the sum so far, about 35 clocks"),
-    gate_clocks=_assumed(0.8, "clock per unit and row", "about ten special-function results at 16 a clock"),
-    l2_bytes_per_us=_assumed(5.5e6, "B/us", "what all SMs of an H100 together are said to read from L2"),
-    sm_l2_bytes_per_clock=_assumed(64.0, "B/clock/SM", "what one SM is said to read from L2"),
-    dram_bytes_per_us=_assumed(3.35e6, "B/us", "H100 SXM datasheet"),
-    launch_us=_assumed(5.0, "us", "one kernel launch, and the first load of anything"),
-)
-
-# Dense 16-bit products per SM and clock, from the datasheets' peak rates, SM counts and boost clocks.
-_MATRIX_RATES = {80: 2048.0, 86: 1024.0, 89: 1024.0, 90: 4096.0, 100: 8192.0, 103: 8192.0, "gfx942": 2048.0}
-
-
-def assumed(limits: DeviceLimits) -> Constants:
-    """What is assumed of a GPU that nobody has measured: an H100's numbers, but for the matrix rate."""
-    arch = limits.arch[1]
-    if arch not in _MATRIX_RATES or arch == 90:
-        return _H100
-    rate = _assumed(_MATRIX_RATES[arch], "flop/clock/SM", f"datasheet of {limits.target}, 16 bit, dense")
-    return replace(_H100, matrix_flops_per_clock=rate)
-
-
-def constants_file(limits: DeviceLimits, root: Path = SHIPPED) -> Path:
-    return root / gpu_folder(limits.name) / "constants.json"
-
-
-@lru_cache(maxsize=64)
-def constants_for(limits: DeviceLimits) -> Constants:
-    """The shipped measurements of this GPU over what is assumed.
-
-    Raises ValueError where the shipped file is broken: it is part of the package.
-    """
-    path = constants_file(limits)
-    return load_constants(path, limits) if path.exists() else assumed(limits)
-
-
-def load_constants(path: Path, limits: DeviceLimits) -> Constants:
-    """What a file that `save_constants` wrote says was measured, over what is assumed.
-
-    Raises ValueError, which names the file and the field, where anything in it is not as it should be.
-    """
-
-    def wrong(what: str) -> ValueError:
-        return ValueError(f"{path}: {what}. Write it anew with autotune.cost.save_constants, or remove it.")
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise wrong(f"cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise wrong(f"schema should be {SCHEMA}, got {found.get('schema') if isinstance(found, dict) else found!r}")
-    if found.get("gpu") != limits.name:
-        raise wrong(f"gpu should be {limits.name!r}, got {found.get('gpu')!r}")
-    base = assumed(limits)
-    measured: Any = found.get("measured")
-    if not isinstance(measured, dict):
-        raise wrong(f"measured should be an object, got {measured!r}")
-    changes = {}
-    for name, entry in measured.items():
-        if name not in {f.name for f in fields(base)}:
-            raise wrong(f"{name!r} is no constant; known: {', '.join(f.name for f in fields(base))}")
-        value, source = (entry.get("value"), entry.get("source")) if isinstance(entry, dict) else (None, None)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise wrong(f"{name}.value should be a positive number, got {value!r}")
-        if not isinstance(source, str) or not source:
-            raise wrong(f"{name}.source should say how it was measured, got {source!r}")
-        changes[name] = Constant(float(value), getattr(base, name).unit, "measured", source)
-    return replace(base, **changes)
-
-
-def save_constants(measured: dict[str, tuple[float, str]], limits: DeviceLimits, path: Path) -> None:
-    """Write measured constants of a GPU: name -> (value in the unit of `Constants`, how it was measured).
-
-    Raises ValueError for what `load_constants` would refuse, and then leaves the file as it was.
-    """
-    content = {
-        "schema": SCHEMA,
-        "gpu": limits.name,
-        "measured": {name: {"value": value, "source": source} for name, (value, source) in measured.items()},
-    }
-    replace_file(path, json.dumps(content, indent=1) + "\n", check=lambda new: load_constants(new, limits))

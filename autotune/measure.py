@@ -6,8 +6,8 @@ candidate -> `Result`. `processes` sends jobs to where a candidate that never en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -45,7 +45,7 @@ def require_gpu(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """config, keep:  what to run.
+    """config, keep:  what to run; config None: torch's own op.
 
     reference:   a config whose results these are compared with.
     length:      steps of the sequence that is timed.
@@ -55,7 +55,7 @@ class Job:
     """
 
     problem: Problem
-    config: Config
+    config: Config | None
     keep: Keep
     reference: Config
     length: int
@@ -112,7 +112,7 @@ class _Layer(NamedTuple):
     """What is compared and timed: a layer's loop with a config, on `inputs` of this length."""
 
     problem: Problem
-    config: Config
+    config: Config | None
     keep: Keep
     length: int
     device: torch.device
@@ -181,6 +181,8 @@ def _call(layer: _Layer) -> Callable[[], Sequence[torch.Tensor]]:
     """The layer as a function that returns y and final states, or all gradients."""
     problem, config, keep, length, device = layer
     x, weights, extras = inputs(problem, length, device)
+    if config is None:
+        return _call_of_torch(problem, keep, x, weights)
     if problem.phase == "forward":
 
         def forward() -> Sequence[torch.Tensor]:
@@ -194,8 +196,7 @@ def _call(layer: _Layer) -> Callable[[], Sequence[torch.Tensor]]:
     if isinstance(choice, Reason):
         raise RuntimeError(f"no forward pass whose gradients it could compute: {choice}")
     y, final, residuals = forward_layer(before, choice, x, weights, keep=keep, extras=extras)
-    generator = torch.Generator().manual_seed(1)
-    dy, *d_final = (torch.randn(t.shape, generator=generator).to(t) for t in (y, *final))
+    dy, *d_final = _gradients_of((y, *final))
 
     def backward() -> Sequence[torch.Tensor]:
         found = backward_layer(
@@ -204,6 +205,77 @@ def _call(layer: _Layer) -> Callable[[], Sequence[torch.Tensor]]:
         return [*found.initial, *found.reset_state, *(g for w in found.weights for g in w if g is not None)]
 
     return backward
+
+
+TORCHS: dict[str, tuple[Callable[..., torch.nn.RNNBase], dict[str, str]]] = {
+    "rnn_tanh": (torch.nn.RNN, {}),
+    "rnn_relu": (torch.nn.RNN, {"nonlinearity": "relu"}),
+    "gru": (torch.nn.GRU, {}),
+    "lstm": (torch.nn.LSTM, {}),
+}
+"""The cells of torch.nn: a module of one layer, and its options."""
+
+
+def torch_has(problem: Problem) -> bool:
+    """Whether torch's own op computes this problem: a dense batch of a cell that it has."""
+    return problem.cell in TORCHS and not problem.features
+
+
+def _call_of_torch(
+    problem: Problem, keep: Keep, x: torch.Tensor, weights: Sequence[LayerWeights]
+) -> Callable[[], Sequence[torch.Tensor]]:
+    """`_call` of torch.nn's module with these weights: cuDNN on a GPU."""
+    made, options = TORCHS[problem.cell]
+    module = made(INPUT_SIZE, problem.hidden_size, bidirectional=problem.directions == 2, **options)
+    module = module.to(x.device, x.dtype)
+    given = [t for w in weights for t in (w.w_ih, w.w_hh, w.b_ih, w.b_hh) if t is not None]
+    with torch.no_grad():
+        for parameter, weight in zip(module.parameters(), given, strict=True):
+            parameter.copy_(weight)
+    module.flatten_parameters()
+    rows = (problem.directions, problem.batch_size, problem.hidden_size)
+    initial = tuple(x.new_zeros(rows).requires_grad_() for _ in range(find_cell(problem.cell).states))
+
+    def forward() -> list[torch.Tensor]:
+        with _float32_products(problem):
+            y, final = module(x, initial if len(initial) > 1 else initial[0])
+        return [y, *(final if isinstance(final, tuple) else (final,))]
+
+    if problem.phase == "forward":
+        kept = torch.enable_grad if keep != "nothing" else torch.no_grad
+
+        def run() -> Sequence[torch.Tensor]:
+            with kept():
+                return [t.detach() for t in forward()]
+
+        return run
+
+    with torch.enable_grad():
+        results = forward()
+    gradients = _gradients_of(results)
+
+    def backward() -> Sequence[torch.Tensor]:
+        with _float32_products(problem):
+            return torch.autograd.grad(results, [*initial, *module.parameters()], gradients, retain_graph=True)
+
+    return backward
+
+
+def _gradients_of(results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(t.shape, generator=generator).to(t) for t in results]
+
+
+@contextmanager
+def _float32_products(problem: Problem) -> Iterator[None]:
+    """What cuDNN may round float32 to, as the problem has it."""
+    rnn: Any = torch.backends.cudnn.rnn  # type: ignore[attr-defined]
+    before = rnn.fp32_precision
+    rnn.fp32_precision = "tf32" if problem.precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        rnn.fp32_precision = before
 
 
 INPUT_SIZE = 16

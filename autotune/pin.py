@@ -1,4 +1,5 @@
-"""A config that the caller has pinned: for a block, and for the backward pass of what ran in it.
+"""What the caller has pinned: a config, for a block and for the backward pass of what ran in it; or only that kernels
+run where they can.
 
 Autograd carries the settings of the forward pass to the thread that runs the backward pass. A compiled graph has no
 place for them: there the backward pass knows the forward one by the memory of y.
@@ -31,6 +32,25 @@ def pinned(config: Config | None) -> Iterator[None]:
 
 def pinned_config() -> Config | None:
     return _pinned.get()
+
+
+_slower_too: ContextVar[bool] = ContextVar("holdfast_kernels_where_they_can", default=False)
+
+
+@contextmanager
+def kernels_where_they_can() -> Iterator[None]:
+    """Run on a kernel in this block whatever one can run, also where torch's own op should be faster: for tests and for
+    measurements. Unlike holdfast.backend("triton") it lets everything else fall back."""
+    token = _slower_too.set(True)
+    try:
+        yield
+    finally:
+        _slower_too.reset(token)
+
+
+def asks_for_the_faster() -> bool:
+    """Whether the choice between a kernel and torch's own op is open."""
+    return _pinned.get() is None and not _slower_too.get()
 
 
 _of_memory: dict[int, tuple[StorageWeakRef, Config]] = {}

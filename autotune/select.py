@@ -23,7 +23,9 @@ from ..kernels.problem import Phase, Problem
 from ..kernels.resources import H100, DeviceLimits, from_device, resident_programs
 from . import current_mode, on_miss, store
 from .candidates import choose
+from .faster import Asked, Comparison, Timed, compare, step_prediction
 from .files import SHIPPED, user_cache
+from .fused import cudnn_here
 from .identity import (
     SHIPPED_MAY_DIFFER,
     Fingerprint,
@@ -36,7 +38,7 @@ from .identity import (
     problem_of,
     usual_keep,
 )
-from .pin import pin_of, pinned_config, remember_pin  # noqa: F401  the ops ask this module alone
+from .pin import asks_for_the_faster, pin_of, pinned_config, remember_pin  # noqa: F401  the ops ask this module alone
 from .store import Entry, EntryError, Store, Timing
 
 
@@ -67,7 +69,7 @@ def select(
 
 def settings() -> tuple[Hashable, ...]:
     """What a plan depends on besides its problem and its GPU: other settings, perhaps another plan."""
-    return pinned_config(), current_mode(), store.generation
+    return pinned_config(), asks_for_the_faster(), current_mode(), store.generation
 
 
 _refused: dict[Hashable, Reason] = {}
@@ -123,15 +125,18 @@ def _plan(
 
 
 def explained(plan: Plan, device: torch.device | DeviceLimits, *, length: int | None = None) -> Plan:
-    """The plan with notes why no tuning result is used, a sentence a cause.
+    """The plan with what a step should take, and notes why no tuning result is used, a sentence a cause.
 
     Reads every entry there is: for people who ask, not for every call.
     """
+    if plan.config is None:
+        return plan
+    limits = device if isinstance(device, DeviceLimits) else limits_of(device)
+    plan = replace(plan, step=step_prediction(plan.problem, plan.config, limits, usual_keep(plan.problem)))
     if plan.origin != "heuristic":
         return plan
     if current_mode() == "off":
         return replace(plan, notes=('autotune.mode is "off": no tuning result is looked for',))
-    limits = device if isinstance(device, DeviceLimits) else limits_of(device)
     key = key_of(plan.problem, length)
     found = lookup(key, usual_keep(plan.problem), limits, store.generation)
     return replace(plan, notes=found.notes + near_misses(key, limits))
@@ -171,6 +176,53 @@ def _faster(problem: Problem, keys: tuple[Key, ...], limits: DeviceLimits, gener
             total += best.p50_us
         times[keep] = total
     return min(times, key=times.__getitem__)
+
+
+def compare_for(asked: Asked, device: torch.device) -> Comparison | None:
+    """What a call is expected to take on the kernels and on torch's own op.
+
+    None where nobody asks for the faster one: a config or the kernels are pinned, the kernels run on no such device, or
+    mode "tune-on-miss" is to time both first.
+    """
+    if not asks_for_the_faster() or (torch.version.hip and device.type == "cuda"):
+        return None
+    return compare_on(asked, limits_of(device))
+
+
+def compare_on(asked: Asked, limits: DeviceLimits) -> Comparison | None:
+    """`compare_for` a GPU that need not be there."""
+    mode, length = current_mode(), length_class(asked.length)
+    plans = [select_for(problem, limits, keep=asked.keep, length=asked.length) for problem in asked.phases]
+    configs = tuple(plan.config for plan in plans if plan.config is not None)
+    if len(configs) < len(plans):
+        return None
+    timed = None
+    # What torch's op was timed with is one dense layer; a single direction or both.
+    if mode != "off" and not (asked.projected or asked.packed or asked.segments):
+        timed = _timed(asked.phases, asked.keep, length, limits, mode, store.generation)
+        if timed is None and mode == "tune-on-miss":
+            return None
+    return compare(asked, configs, limits, timed, cudnn_here())
+
+
+@lru_cache(maxsize=4096)
+def _timed(
+    phases: tuple[Problem, ...], keep: Keep, length: LengthClass, limits: DeviceLimits, mode: str, generation: int
+) -> Timed | None:
+    """Measured times of a step of all phases, None where not both were timed in each."""
+    kernels = fused = 0.0
+    for problem in phases:
+        key, effective = replace(key_of(problem), length=length), effective_keep(problem, keep)
+        if mode == "tune-on-miss" and on_miss.is_agreed(key):
+            entry = on_miss.agreed(key)
+        else:
+            entry = lookup(key, effective, limits, generation).entry
+        ours, theirs = (entry.best(effective), entry.fused(effective)) if entry is not None else (None, None)
+        if ours is None or theirs is None:
+            return None
+        kernels += ours.p50_us / ours.length
+        fused += theirs.p50_us / theirs.length
+    return Timed(kernels, fused)
 
 
 class UnusableEntryWarning(UserWarning):
@@ -238,6 +290,7 @@ def cannot_run(problem: Problem, timing: Timing, limits: DeviceLimits) -> str | 
 
     A team that is not resident as a whole would wait for ever; `launch` looks once more at the kernel itself.
     """
+    assert timing.config is not None
     if timing.shared > limits.shared_per_block:
         return f"needs {timing.shared} bytes of shared memory, {limits.name} gives {limits.shared_per_block}"
     need = least_grid(problem, timing.config)

@@ -19,7 +19,7 @@ from ..kernels.kept import Keep
 from .files import gpu_folder, replace_file
 from .identity import Fingerprint, Key
 
-SCHEMA = 1
+SCHEMA = 2
 
 L2 = Literal["cold", "warm"]
 """Whether the L2 cache was cleared before each call."""
@@ -33,6 +33,7 @@ class EntryError(ValueError):
 class Timing:
     """One measurement of a whole layer, input projection included.
 
+    config:                None: torch's own op, for which registers and shared are 0.
     stopped:               True where it was given up early, because it could not win.
     p20_us, p50_us, p80_us:  quantiles of one call, microseconds.
     repeats:               calls timed.
@@ -41,7 +42,7 @@ class Timing:
     when:                  UTC, ISO 8601.
     """
 
-    config: Config
+    config: Config | None
     keep: Keep
     l2: L2
     stopped: bool
@@ -77,15 +78,31 @@ class Entry:
 
     def latest(self, keep: Keep, l2: L2 = "warm") -> dict[Config, Timing]:
         """The newest complete timing of each config."""
+        return {t.config: t for t in self._complete(keep, l2) if t.config is not None}
+
+    def fused(self, keep: Keep) -> Timing | None:
+        """The newest complete timing of torch's own op, which keeps all that it needs or nothing."""
+        kept: Keep = "nothing" if keep == "nothing" else "save"
+        return next((t for t in reversed(self._complete(kept, "warm")) if t.config is None), None)
+
+    def _complete(self, keep: Keep, l2: L2) -> list[Timing]:
+        """What was timed to its end, the oldest first."""
         rows = (t for t in self.timings if t.keep == keep and t.l2 == l2 and not t.stopped)
-        return {t.config: t for t in sorted(rows, key=lambda t: t.when)}
+        return sorted(rows, key=lambda t: t.when)
+
+    def winner(self, keep: Keep) -> str:
+        """What was fastest, "eager" for torch's own op; "" where nothing was timed."""
+        best, fused = self.best(keep), self.fused(keep)
+        if fused is not None and (best is None or fused.p50_us < best.p50_us):
+            return "eager"
+        return str(best.config) if best is not None else ""
 
     def best(self, keep: Keep) -> Timing | None:
-        """The fastest, with a warm L2: in a model the input projection has just filled it."""
+        """The fastest kernel, with a warm L2: in a model the input projection has just filled it."""
         return min(self.latest(keep).values(), key=lambda t: t.p50_us, default=None)
 
     def tried(self, keep: Keep) -> set[Config]:
-        timed = {t.config for t in self.timings if t.keep == keep}
+        timed = {t.config for t in self.timings if t.keep == keep and t.config is not None}
         return timed | {r.config for r in self.rejected if r.keep == keep}
 
     def merged(self, other: Entry) -> Entry:
@@ -153,7 +170,7 @@ def from_fields(cls: Any, content: dict[str, Any]) -> Any:
         raise ValueError(f"{cls.__name__} with or without {', '.join(sorted(missing))}")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     if "config" in values:
-        values["config"] = _config(content["config"])
+        values["config"] = None if cls is Timing and content["config"] is None else _config(content["config"])
     return cls(**values)
 
 

@@ -21,7 +21,8 @@ from .candidates import Refused, choose, search
 from .compile_many import OUT_OF_TIME, Outcome, Request, compile_many
 from .cost import estimate
 from .identity import SHORT, LengthClass, fingerprint, keeps, key_of, problem_of
-from .measure import Job, Result, require_gpu
+from .measure import Job, Result, require_gpu, torch_has
+from .offline import CompiledReport
 from .processes import Workers
 from .report import Row, to_table
 from .store import Entry, EntryError, Rejected, Store, Timing
@@ -114,9 +115,13 @@ def tune(
         compiled = run.compile(configs, usual, start + COMPILE_SHARE * budget_s)
         run.measure(compiled, usual, reference)
         best = sorted(run.entry.latest(usual).values(), key=lambda t: t.p50_us)[:FINALISTS]
-        finalists = [t.config for t in best] or list(compiled)[:1]
+        finalists = [t.config for t in best if t.config] or list(compiled)[:1]
         for keep in others:
             run.measure(run.compile(run.untried(finalists, keep), keep, run.deadline), keep, reference)
+        if torch_has(problem):
+            for keep in (usual, *others):
+                if keep != "recompute":
+                    run.measure_torch(keep, reference)
     if run.found != empty or known is None:
         setup.store.add(run.found)
     note = "" if run.rows else "everything promising had been tried before"
@@ -131,6 +136,7 @@ class _Run:
     known:   what earlier runs have found.
     found:   what this one has; the store gets it as it grows, so that a run that is cut off keeps what it has.
     rows:    the table's.
+    torch:   what became of torch's own op.
     """
 
     problem: Problem
@@ -142,6 +148,7 @@ class _Run:
     known: Entry
     found: Entry
     rows: dict[tuple[Config, Keep], Row] = field(default_factory=dict)
+    torch: dict[Keep, Result] = field(default_factory=dict)
 
     @property
     def entry(self) -> Entry:
@@ -201,14 +208,25 @@ class _Run:
                 if self.setup.device is not None:
                     self._reject(config, keep, f"{result.status}: {result.why}")
             elif result.warm is not None:
-                self._record(row, result, compiled[config])
+                row.warm_us, row.p20_us, row.p80_us = result.warm.p50, result.warm.p20, result.warm.p80
+                row.cold_us = result.cold.p50 if result.cold else None
+                self._record(config, keep, result, compiled[config].report)
                 if result.status == "timed":
                     times.append(result.warm.p50)
                 self.setup.store.add(self.found)
             best = f"best {min(times):.1f} us" if times else "nothing timed"
             self.progress("time" if self.setup.device else "rehearse", done, len(jobs), best)
 
-    def _job(self, config: Config, keep: Keep, reference: Config) -> Job:
+    def measure_torch(self, keep: Keep, reference: Config) -> None:
+        """Torch's own op as one more candidate, whose results need not be the kernels' bit for bit either."""
+        if self.known.fused(keep) is not None or time.monotonic() > self.deadline:
+            return
+        self.torch[keep] = self._run_one(self._job(None, keep, reference))
+        if self.torch[keep].status == "timed":
+            self._record(None, keep, self.torch[keep])
+            self.setup.store.add(self.found)
+
+    def _job(self, config: Config | None, keep: Keep, reference: Config) -> Job:
         """What a child runs: on the GPU the problem itself, in a rehearsal a few rows and steps of it."""
         if self.setup.device is not None:
             device = f"cuda:{self.setup.device.index or 0}"
@@ -221,16 +239,12 @@ class _Run:
             return Result("not run", f"more than {INTERPRETED_HIDDEN_SIZE} units take the interpreter minutes")
         return self.workers.child.run(job)
 
-    def _record(self, row: Row, result: Result, outcome: Outcome) -> None:
-        assert result.warm is not None
-        assert outcome.report is not None
-        row.warm_us, row.p20_us, row.p80_us = result.warm.p50, result.warm.p20, result.warm.p80
-        row.cold_us = result.cold.p50 if result.cold else None
+    def _record(self, config: Config | None, keep: Keep, result: Result, report: CompiledReport | None = None) -> None:
         when = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         timings = [
             Timing(
-                config=row.config,
-                keep=row.keep,
+                config=config,
+                keep=keep,
                 l2="warm" if times is result.warm else "cold",
                 stopped=times.stopped,
                 p20_us=times.p20,
@@ -239,8 +253,8 @@ class _Run:
                 repeats=times.repeats,
                 length=self.length,
                 batch=self.problem.batch_size,
-                registers=outcome.report.registers,
-                shared=outcome.report.shared_bytes,
+                registers=report.registers if report else 0,
+                shared=report.shared_bytes if report else 0,
                 when=when,
             )
             for times in (result.warm, result.cold)

@@ -26,7 +26,7 @@ _current: ContextVar[str] = ContextVar("holdfast.backend", default=_from_environ
 class backend:  # noqa: N801  used as a function: `holdfast.backend("eager")`, `with holdfast.backend("eager"): ...`
     """Choose how holdfast's modules compute, until further notice or for a `with` block.
 
-    "auto":    a kernel where one can run, torch's own fused op elsewhere. The default.
+    "auto":    a kernel where one can run and should be faster, torch's own fused op elsewhere. The default.
     "triton":  a kernel, or RuntimeError with every reason why none can run.
     "eager":   always torch's own fused op.
 

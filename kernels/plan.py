@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .config import Config, Regime
 from .problem import Problem
+
+Provenance = Literal["measured", "published", "assumed"]
+"""Where a number comes from: this project has measured it, others have published it, or nobody has."""
+
+
+class Prediction(NamedTuple):
+    """us: microseconds; provenance: the weakest of what they were worked out from."""
+
+    us: float
+    provenance: Provenance
+
+    def __str__(self) -> str:
+        return f"{self.us:,.2f} us ({self.provenance})" if self.us < 100 else f"{self.us:,.0f} us ({self.provenance})"
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,8 @@ class Plan:
     notes:       why no tuning result is used where there is one that is nearly right; only `explain` looks for them.
     op:          of an eager call: torch's "fused" op, or the plain "recurrence" where that op would refuse.
     backward:    of a call that a backward pass may follow: the plan of that.
+    step:        what one step should take, and a whole call: on the kernels and on torch's own op; only `explain` says
+                 so, and `call` where torch's op could run it too.
     keep:        what is kept for it ("save" or "recompute", see a module's `keep`), and how many bytes.
     """
 
@@ -47,6 +62,8 @@ class Plan:
     backward: Plan | None = None
     keep: Literal["", "nothing", "save", "recompute"] = ""
     kept_bytes: int = 0
+    step: Prediction | None = None
+    call: tuple[Prediction, Prediction] | None = None
 
     def __str__(self) -> str:
         p = self.problem
@@ -58,14 +75,18 @@ class Plan:
         ]
         if self.config is not None:
             lines.append(f"  config: {self.config} ({self.origin})")
+            lines += [f"  predicted: {self.step} a step"] if self.step is not None else []
             lines += [f"  note: {note}" for note in self.notes]
         if self.backward is not None:
             lines += [
                 f"  backward: {self.backward.regime}, {self.backward.config} ({self.backward.origin})",
+                *([f"  predicted: backward: {self.backward.step} a step"] if self.backward.step is not None else []),
                 *(f"  note: backward: {note}" for note in self.backward.notes),
                 f"  keep: {self.keep}, {self.kept_bytes / 2**20:.1f} MiB",
                 "  double backward: eager, the plain recurrence",
             ]
+        if self.call is not None:
+            lines.append(f"  whole call: {self.call[0]} on the kernels, {self.call[1]} on torch's own op")
         if self.op:
             lines.append(f"  op: {_OPS[self.op]}")
         lines += [f"  reason: {reason}" for reason in self.reasons]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sample import mark_the_rest
 
+from holdfast.autotune.pin import kernels_where_they_can
 from holdfast.kernels.interpreter import interpret
 
 
@@ -29,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests on a GPU are of the kernels, and their layers tiny: torch's own op would be the faster choice."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    with kernels_where_they_can():
+        yield
 
 
 @pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])

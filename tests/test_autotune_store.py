@@ -83,7 +83,7 @@ def test_another_gpu_or_problem_is_another_file(store):
 
 
 def edit_schema(path: Path) -> None:
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 0'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 0'))
 
 
 def edit_time(path: Path) -> None:
@@ -116,7 +116,7 @@ def foreign(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (edit_schema, "schema 0, this version reads 1"),
+        (edit_schema, "schema 0, this version reads 2"),
         (edit_time, "edited since it was written"),
         (truncate, "cut off|not an entry"),
         (empty, "cut off"),

@@ -41,10 +41,12 @@ class FakeGpu:
 
     spilling: frozenset[Config] = frozenset()
     failing: frozenset[Config] = frozenset()
+    torch_us: float = 2000.0
 
     def __post_init__(self) -> None:
         self.times: dict[Config, float] = {}
         self.ran: list[Job] = []
+        self.torchs: list[Job] = []
 
     def compile(self, requests, advance=None, *, compilers=None, deadline=None) -> dict[Request, Outcome]:
         requests = list(requests)
@@ -52,6 +54,9 @@ class FakeGpu:
         return {r: Outcome(report(spill=spill[r]), 0, 10_000) for r in requests}
 
     def run(self, job: Job) -> Result:
+        if job.config is None:
+            self.torchs.append(job)
+            return Result("timed", "", Quantiles(*[self.torch_us] * 3, 50), Quantiles(*[self.torch_us] * 3, 50))
         self.ran.append(job)
         if job.config in self.failing:
             return Result("killed", "no result within 60 s")
@@ -98,6 +103,40 @@ def test_the_fastest_wins_and_everything_is_kept(store, gpu):
     ]
     assert {job.config for job in gpu.ran if job.keep == "save"} == set(finalists)
     assert tuned.table["status"].isin(["timed", "stopped"]).all()
+
+
+def test_torchs_own_op_is_one_more_candidate(store, gpu):
+    gpu.torch_us = 100.0
+    entry = run(store, gpu).entry
+    assert [job.keep for job in gpu.torchs] == ["nothing", "save"]
+    assert entry.winner("nothing") == entry.winner("save") == entry.winner("recompute") == "eager"
+    assert entry.best("nothing").config is not None
+    assert load(store).fused("recompute").p50_us == 100.0
+    assert None not in entry.tried("nothing")
+    gpu.torchs.clear()
+    run(store, gpu)
+    assert not gpu.torchs  # it has been timed
+
+
+def test_torchs_own_op_is_timed_where_it_computes_the_same(store, gpu):
+    found = run(store, gpu, replace(LSTM, cell="gru")).entry
+    assert found.winner("nothing") == str(found.best("nothing").config)
+    run(store, gpu, replace(LSTM, features=("lengths",)))
+    run(store, gpu, replace(LSTM, cell="lstm_peephole"))
+    assert {(job.problem.cell, job.problem.features) for job in gpu.torchs} == {("gru", ())}
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru", "lstm"])
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_torchs_candidate_computes_what_the_kernels_do(cell, phase):
+    """Both directions, in the interpreter: what is compared before anything is timed."""
+    problem = Problem(cell, torch.float32, 20, 3, 2, phase=phase)
+    reference = choose(problem, H100)
+    for keep in keeps(problem)[:2]:
+        if keep != "recompute":
+            assert measure.run(Job(problem, None, keep, reference, 3, "cpu")) == Result(
+                "right", "3 steps in the interpreter, untimed"
+            )
 
 
 def test_a_later_run_goes_on_where_the_first_ended(store, gpu):

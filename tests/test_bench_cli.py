@@ -134,11 +134,11 @@ def test_suites_begin_with_the_shape_of_the_published_figures():
 
 
 def test_home_is_where_cudnn_has_its_persistent_kernel():
-    from holdfast.bench.providers.cudnn_algorithm import cudnn_algorithm
+    from holdfast.autotune.cudnn import cudnn_algorithm
 
     for entry in home.entries(False):
         for backward in (False, True):
-            found = cudnn_algorithm(entry.case, backward=backward, capability=(9, 0), num_sms=132, cudnn=91300)
+            found = cudnn_algorithm(entry.case.stack, backward=backward, capability=(9, 0), num_sms=132, cudnn=91300)
             assert found == "persist_static"
 
 

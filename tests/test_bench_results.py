@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from holdfast.autotune.cost import load_constants, save_constants
+from holdfast.autotune.constants import load_constants, save_constants
+from holdfast.autotune.cost import estimate
 from holdfast.bench.method import provenance
 from holdfast.bench.method.case import Case, input_flops, recurrent_flops
 from holdfast.bench.method.limits import Rates, gemm_us, loop_us_at_matrix_rate
@@ -18,7 +19,7 @@ from holdfast.bench.output.compare import compare, differences
 from holdfast.bench.output.report import overview, summary, write_report
 from holdfast.bench.output.tables import duration
 from holdfast.bench.suites import host
-from holdfast.bench.suites.floors import constants
+from holdfast.bench.suites.floors import _geometry, constants
 from holdfast.kernels.resources import H100
 
 CASE = Case("lstm", torch.float16, 768, 16, 1024)
@@ -193,11 +194,14 @@ def test_operations_are_counted_by_hand():
 def test_measured_floors_become_the_cost_models_constants(tmp_path):
     exchange = [
         {"provider": f"exchange only, {name}, forward", "H": H, "us_per_step": us}
-        for name, us in (("dataflow", 0.6), ("barrier", 1.1))
+        for name, us in (("dataflow", 1.5), ("barrier", 4.0))
         for H in (768, 64)
     ]
     table = pd.DataFrame([{"provider": "copy", "rate": 3e12}, *exchange], columns=COLUMNS)
-    save_constants(constants(table), H100, tmp_path / "constants.json")
+    save_constants(constants(table, H100), H100, tmp_path / "constants.json")
     found = load_constants(tmp_path / "constants.json", H100)
-    assert set(found.measured) == {"dataflow_us", "barrier_us", "dram_bytes_per_us"}
-    assert (found.dataflow_us.value, found.barrier_us.value, found.dram_bytes_per_us.value) == (0.6, 1.1, 3e6)
+    assert set(found.measured) == {"failing_polls", "arrive_clocks", "dram_bytes_per_us"}
+    assert found.dram_bytes_per_us.value == 3e6
+    for exchange, us in (("dataflow", 1.5), ("barrier", 4.0)):
+        cost = estimate(*_geometry(48, "forward", exchange), H100, found)
+        assert cost.publish + cost.waits == pytest.approx(us, rel=0.01)

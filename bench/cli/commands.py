@@ -113,15 +113,16 @@ def explain(
     batch: Batch = 16,
     dtype: Annotated[DtypeName, typer.Option(help="dtype of x, h and the weights.")] = "bf16",
     bidirectional: Bidirectional = False,
+    length: Annotated[int, typer.Option(min=1, help="Steps of the sequence.")] = 512,
     load: Load = None,
 ) -> None:
-    """Print the plan for one layer: regime, config and where it comes from, or why no kernel runs."""
+    """Print the plan for one layer: regime, config, where it comes from, what it should take; or why no kernel runs."""
     loaded_cells(load, cell)
     from ..method.case import DTYPES
     from ..output.plans import print_plans
     from ..tuning.problems import layer
 
-    print_plans(layer(cell, DTYPES[dtype], hidden, batch, 2 if bidirectional else 1))
+    print_plans(layer(cell, DTYPES[dtype], hidden, batch, 2 if bidirectional else 1), length)
 
 
 def atlas(

@@ -9,6 +9,7 @@ from copy import deepcopy
 import pandas as pd
 from torch import Tensor
 
+from ...autotune.pin import kernels_where_they_can
 from ...cells.backend import backend
 from ...kernels import interpreter
 from ..output.plans import both_plans
@@ -32,7 +33,8 @@ def through_kernels(learners: Sequence[Learner], numbers: Tensor, seed: int = 0)
         with backend("eager"):
             exact = bits_per_character(deepcopy(learner.model).double(), text, STEPS)
             torchs = bits_per_character(learner.model, text, STEPS)
-        with backend("auto"), nullcontext() if text.is_cuda else interpreter.interpret(seed):
+        where = nullcontext() if text.is_cuda else interpreter.interpret(seed)
+        with backend("auto"), kernels_where_they_can(), where:
             _, plan = both_plans(learner.model.recurrent, STREAMS)
             ours = bits_per_character(learner.model, text, STEPS)
         rows.append(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ...autotune.cudnn import Stack
 from ...cells.eager.reference import reference_of
 
 Phase = Literal["forward", "training"]
@@ -43,6 +44,12 @@ class Case:
     @property
     def inputs(self) -> int:
         return self.input_size or self.heads * self.hidden_size
+
+    @property
+    def stack(self) -> Stack:
+        """The layers as torch.nn has them."""
+        sizes = (self.hidden_size, self.batch_size, self.length, self.inputs, self.layers, self.directions)
+        return Stack(self.cell, self.dtype, *sizes)
 
     @property
     def dtype_name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -14,20 +15,28 @@ from ...kernels.problem import Problem
 from .tables import print_table
 
 
-def print_plans(problem: Problem) -> None:
-    """Print the plan of this machine's GPU, or say that there is none and print an H100's."""
+def print_plans(problem: Problem, length: int) -> None:
+    """Print the plan of this machine's GPU for so many steps, or say that there is none and print an H100's."""
     # Here, because they need Triton: `holdfast info` prints paths on machines that lack it.
-    from ...autotune.select import explained, select, select_for
+    from ...autotune.faster import Asked
+    from ...autotune.measure import torch_has
+    from ...autotune.select import compare_for, compare_on, explained, select, select_for
     from ...kernels.resources import H100
 
+    asked = Asked(problem, length, problem.hidden_size)
     if torch.cuda.is_available():
         device = torch.device("cuda")
         print(torch.cuda.get_device_name())
-        print(explained(select(problem, device), device))
-        return
-    print("This machine has no GPU that torch can use: every call runs eager, on torch's own op.")
-    print(f"On an {H100.name} the choice would be:")
-    print(explained(select_for(problem, H100), H100))
+        plan = explained(select(problem, device, length=length), device, length=length)
+        comparison = compare_for(asked, device) if torch_has(problem) else None
+    else:
+        print("This machine has no GPU that torch can use: every call runs eager, on torch's own op.")
+        print(f"On an {H100.name} the choice would be:")
+        plan = explained(select_for(problem, H100, length=length), H100, length=length)
+        comparison = compare_on(asked, H100) if torch_has(problem) else None
+    print(plan if plan.config is None else replace(plan, call=comparison))
+    if comparison is not None and comparison.fused_is_faster:
+        print(f"  so {length} steps run on torch's own op, unless somebody asks for a kernel")
 
 
 def print_paths(modules: Mapping[str, RecurrentBase], batch_size: int, console: Console | None = None) -> None:

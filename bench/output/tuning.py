@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from ...autotune.cost import constants_for
+from ...autotune.constants import constants_for
 from ...autotune.identity import keeps, problem_of
 from ...autotune.report import NO_MEASUREMENTS, heuristic_quality, rank_correlation
 from ...autotune.select import stores
@@ -30,7 +30,7 @@ def _summary_row(tuned: Tuned) -> dict[str, Any]:
     key, table = tuned.entry.key, tuned.table
     keep = keeps(problem_of(key))[0]
     latest = tuned.entry.latest(keep)
-    best = tuned.entry.best(keep)
+    best, fused = tuned.entry.best(keep), tuned.entry.fused(keep)
     default = latest.get(tuned.entry.heuristic) if tuned.entry.heuristic else None
     extra = [*(["both directions"] if key.directions == 2 else []), *key.features]
     extra += ["short"] if key.length == "short" else []
@@ -41,6 +41,8 @@ def _summary_row(tuned: Tuned) -> dict[str, Any]:
         "timed": int(table["warm_us"].notna().sum()),
         "best config": str(best.config) if best else "",
         "best us": f"{best.p50_us:.1f}" if best else "none",
+        "torch us": f"{fused.p50_us:.1f}" if fused else "none",
+        "winner": tuned.entry.winner(keep),
         "heuristic us": f"{default.p50_us:.1f}" if default else "none",
         "heuristic/best": f"{default.p50_us / best.p50_us:.3f}" if default and best else "none",
         "rank correlation": "none" if correlation is None else f"{correlation:.2f}",
@@ -102,7 +104,7 @@ def store_quality() -> str:
 def constants_line(limits: DeviceLimits) -> str:
     constants = constants_for(limits)
     measured = ", ".join(constants.measured) or "none of the cost model's constants is"
-    return f"measured on {limits.name}: {measured}; the others are assumed"
+    return f"measured on {limits.name}: {measured}; the others are published or assumed"
 
 
 def print_store(store: Store) -> None:
@@ -122,7 +124,8 @@ def store_table(store: Store) -> pd.DataFrame:
         if isinstance(entry, EntryError):
             rows.append({"entry": path.stem, "note": str(entry).partition(": ")[2]})
             continue
-        best = entry.best(keeps(problem_of(entry.key))[0])
+        keep = keeps(problem_of(entry.key))[0]
+        best = entry.best(keep)
         rows.append(
             {
                 "entry": entry.key.name,
@@ -132,6 +135,7 @@ def store_table(store: Store) -> pd.DataFrame:
                 "rejected": len(entry.rejected),
                 "best us": f"{best.p50_us:.1f}" if best else "none",
                 "best config": str(best.config) if best else "",
+                "winner": entry.winner(keep),
                 "note": "" if best else "no complete timing: not used",
             }
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
+from ...autotune.cudnn import Algorithm, Stack, cudnn_algorithm
 from ..method.case import DTYPE_NAMES, Phase
 from ..method.numbers import TORCH, Numbers
-from .cudnn_algorithm import algorithm_here
 from .provider import Calls, PackedCalls, Prepared, Unavailable, module_calls
 
 
@@ -44,5 +42,25 @@ class TorchNN:
     def _algorithm(self, numbers: Numbers, dtype: torch.dtype, phase: Phase) -> str:
         if numbers.device.type != "cuda":
             return "torch's CPU op"
-        case = replace(numbers.case, dtype=dtype)
-        return algorithm_here(case, training=phase == "training", packed=self.packed)
+        stack = numbers.case.stack._replace(dtype=dtype, packed=self.packed)
+        return algorithm_here(stack, training=phase == "training")
+
+
+def algorithm_here(stack: Stack, *, training: bool) -> str:
+    """cuDNN's algorithm on the GPU in this process, in words: "persist_static forward, standard backward"."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+
+    def find(backward: bool) -> Algorithm:
+        return cudnn_algorithm(
+            stack,
+            backward=backward,
+            capability=(properties.major, properties.minor),
+            num_sms=properties.multi_processor_count,
+            cudnn=torch.backends.cudnn.version() or 0,
+        )
+
+    forward = find(backward=False)
+    backward = find(backward=True) if training else forward
+    if forward == "no cuDNN":
+        return "torch's own kernels, some for every step"
+    return f"cuDNN {forward}" if forward == backward else f"cuDNN {forward} forward, {backward} backward"

@@ -7,7 +7,7 @@ import itertools
 import torch
 
 from ..method.case import Case
-from ..providers.holdfast import Holdfast, Untuned
+from ..providers.holdfast import Holdfast, Kernels, Untuned
 from ..providers.torch_nn import TorchNN
 from .entries import Entry, by_worth, chosen
 from .session import Session
@@ -34,7 +34,13 @@ def entries(quick: bool) -> list[Entry]:
     return [
         Entry(
             Case(cell, dtype, H, B, 1024 if H <= 1024 and B <= 128 else 256),
-            (Holdfast(), Untuned(), TorchNN(), *([] if dtype == torch.float16 else [TorchNN(torch.float16)])),
+            (
+                Holdfast(),
+                Kernels(),
+                Untuned(),
+                TorchNN(),
+                *([] if dtype == torch.float16 else [TorchNN(torch.float16)]),
+            ),
         )
         for (H, B), (cell, dtype) in itertools.product(by_worth(hidden, batch), CELLS)
     ]

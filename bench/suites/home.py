@@ -6,7 +6,7 @@ import torch
 
 from ..method.case import Case
 from ..providers.flashrnn import FlashRNN
-from ..providers.holdfast import Holdfast, Untuned
+from ..providers.holdfast import Holdfast, Kernels, Untuned
 from ..providers.loops import CompiledLoop, StepLoop
 from ..providers.provider import Provider
 from ..providers.torch_nn import TorchNN
@@ -21,6 +21,7 @@ def entries(quick: bool) -> list[Entry]:
     """The shape of the published figures first; there also the loops, which take long."""
     peers: tuple[Provider, ...] = (
         Holdfast(),
+        Kernels(),
         Untuned(),
         Holdfast("single_cta"),
         TorchNN(),

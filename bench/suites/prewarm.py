@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 
+from ...autotune.pin import kernels_where_they_can
 from ...autotune.processes import import_modules, modules_of_own_cells
 from ..method.case import Case, Phase
 from ..method.floor import measure_floor
@@ -71,8 +72,9 @@ def run_once(case: Case, device: torch.device) -> None:
     numbers = Numbers(case, device)
     phases: tuple[Phase, ...] = ("forward", "training")
     for phase in phases:
-        prepared = Holdfast().prepare(numbers, phase)
-        prepared.call(0)
+        with kernels_where_they_can():  # so few steps would run on torch's own op
+            prepared = Holdfast().prepare(numbers, phase)
+            prepared.call(0)
         for plan in (prepared.plan, prepared.plan.backward if prepared.plan else None):
             if plan is not None and plan.config is not None and device.type == "cuda":
                 measure_floor(plan.problem, plan.config, device, steps=2)

@@ -20,6 +20,7 @@ from ..eager.path import eager_path
 from .eligibility import MOMENT, PROBLEM, reasons
 from .key import key_of
 from .records import Call, Decision, Loop
+from .speed import compared, slower_than_fused
 from .surroundings import Facts, autocast_dtype, facts_of, in_onnx_export, in_reach_of_kernels, may_train
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ FUSED = Decision("fused")
 MOST_REMEMBERED = 4096
 
 _decided: dict[Hashable, Decision] = {}
-"""Decisions for the kernels, by everything that they follow from: nothing can go stale, and no module holds one."""
+"""Decisions for the kernels, or for torch's op as the faster one, by everything that they follow from: nothing can go
+stale, and no module holds one."""
 
 
 def decide(call: Call, *, every_reason: bool = False) -> Decision:
@@ -57,8 +59,13 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
     facts = facts_of(call, backend)
     found = _reasons(call, facts, every)
     if not found:
-        decision = Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, _keep(call, facts))
-        if key is not None:
+        keep = _keep(call, facts)
+        found = slower_than_fused(call, facts, keep) if backend == "auto" else ()
+        decision = Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, keep)
+        if found:
+            decision = decision._replace(path=eager_path(call), reasons=found, keep="nothing")
+        # Whether torch's op can run on segments is a question to the numbers in lengths.
+        if key is not None and not (found and call.ragged):
             if len(_decided) >= MOST_REMEMBERED:
                 _decided.clear()
             _decided[key] = decision
@@ -98,6 +105,8 @@ def explained(call: Call) -> Plan:
     forward, *backward = (
         select.explained(select.select(each, device), device) for each in _phases(problem, decision.trains)
     )
+    comparison = compared(call, facts_of(call, current_backend()), decision.keep)
+    forward = replace(forward, call=comparison)
     if not backward:
         return forward
     kept = _kept_bytes(problem, call, decision.keep)

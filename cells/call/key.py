@@ -38,7 +38,7 @@ def key_of(call: Call, backend: str) -> Hashable | None:
         autocast_dtype(x) if torch._C._is_any_autocast_enabled() else None,
         fp32_precision(),
         layers[:-2],
-        None if call.batch_sizes is None else call.batch_size,
+        None if call.batch_sizes is None else (call.batch_size, call.batch_sizes.numel()),
         call.lengths is None,
         call.resets is None,
         call.return_gates,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from holdfast.bench.method.case import Case
-from holdfast.bench.providers.cudnn_algorithm import cudnn_algorithm
+from holdfast.autotune.cudnn import Stack, cudnn_algorithm
 
 H100 = {"capability": (9, 0), "num_sms": 132, "cudnn": 91500}
-HOME = {"cell": "lstm", "dtype": torch.float16, "hidden_size": 768, "batch_size": 16, "length": 1024}
+HOME = {"cell": "lstm", "dtype": torch.float16, "hidden_size": 768, "batch_size": 16, "length": 1024, "inputs": 768}
 
 
-def algorithm(backward: bool = False, packed: bool = False, projected: bool = False, gpu=H100, **change) -> str:
-    return cudnn_algorithm(Case(**(HOME | change)), backward=backward, packed=packed, projected=projected, **gpu)
+def algorithm(backward: bool = False, gpu=H100, **change) -> str:
+    return cudnn_algorithm(Stack(**(HOME | change)), backward=backward, **gpu)
 
 
 def test_the_home_ground():
@@ -33,7 +32,7 @@ def test_the_home_ground():
         {"batch_size": 136},
         {"hidden_size": 800},
         {"hidden_size": 1152},
-        {"input_size": 100},
+        {"inputs": 100},
         {"directions": 2},
         {"layers": 2},
         {"packed": True},
