@@ -81,14 +81,16 @@ def _without_sentinel(numbers):
 
 
 @triton.jit
-def _row_pointers(sent, NUMBERS_IN_WORD: tl.constexpr):
+def _row_pointers(sent, HIDDEN: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
     """To the first word of every row, [ROWS, 1]."""
     word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
     if len(sent.base.shape) == 0:
         first = sent.base + sent.row_offsets[:, None]
     else:
         first = (sent.base + sent.row_offsets)[:, None]
-    return first.to(tl.pointer_type(word))
+    # Of pointers that are chosen row by row (resets) Triton 3.9 works out no alignment, and would read word by word.
+    BYTES: tl.constexpr = word.primitive_bitwidth // 8 * vector_words(HIDDEN, NUMBERS_IN_WORD, 4)
+    return tl.multiple_of(first.to(tl.pointer_type(word)), (BYTES, BYTES))
 
 
 @triton.jit
@@ -119,7 +121,7 @@ def _read_chunk(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: 
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     k = chunk * WORDS + tl.arange(0, WORDS)
     mask = _chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP)
-    return load_from_l2(_row_pointers(sent, NUMBERS_IN_WORD) + k[None, :], mask)
+    return load_from_l2(_row_pointers(sent, LOOP.HIDDEN, NUMBERS_IN_WORD) + k[None, :], mask)
 
 
 @triton.jit
@@ -265,7 +267,7 @@ def spin_until_written(sent, must_wait, limit, team, NUMBERS_IN_WORD: tl.constex
     masks = ()
     for chunk in tl.static_range(CHUNKS):
         masks = masks + (_chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP).to(tl.int32),)
-    pointers = _row_pointers(sent, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
+    pointers = _row_pointers(sent, LOOP.HIDDEN, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
     zeros = tl.zeros((ROWS, WORDS), tl.int32)
     return tl.inline_asm_elementwise(
         poll(CHUNKS, OWN, VECTOR, WORDS * 4, NUMBERS_IN_WORD, LOOP.PAIRS),
