@@ -17,6 +17,7 @@ from ...kernels.problem import Problem
 from ...kernels.resources import NotResidentError
 from ..backend import constant_when_traced, current_backend
 from ..eager.path import eager_path
+from ..eager.ragged import layout_of, padded_rows
 from .eligibility import MOMENT, PROBLEM, reasons
 from .key import key_of
 from .records import Call, Decision, Loop
@@ -98,7 +99,7 @@ def explained(call: Call) -> Plan:
     problem = _problem(decision.loop, call.batch_size)
     if decision.path != "kernels":
         op: Literal["fused", "recurrence"] = "recurrence" if decision.path == "recurrence" else "fused"
-        return Plan(problem, "eager", reasons=decision.reasons, op=op)
+        return Plan(problem, "eager", reasons=decision.reasons, op=op, layout=_layout(call, decision))
     from ...autotune import select
 
     device = call.x.device
@@ -111,6 +112,13 @@ def explained(call: Call) -> Plan:
         return forward
     kept = _kept_bytes(problem, call, decision.keep)
     return replace(forward, backward=backward[0], keep=decision.keep, kept_bytes=kept)
+
+
+def _layout(call: Call, decision: Decision) -> str:
+    """How torch's op takes the lengths and resets of a call, which follows from their numbers."""
+    if decision.path != "ragged":
+        return "" if call.batch_sizes is None or decision.path != "fused" else "packing"
+    return layout_of(call if call.batch_sizes is None else padded_rows(call)[0]).name
 
 
 def refusal(name: str, reasons: tuple[Reason, ...]) -> str:
