@@ -33,6 +33,9 @@ SAVE_AT_MOST = 2**30
 FUSED = Decision("fused")
 """Of a call out of the kernels' reach: torch's op needs to know nothing else."""
 
+OF_ONE_STEP = Decision("ragged")
+"""Of such a call with one step, whose resets are another initial state."""
+
 MOST_REMEMBERED = 4096
 
 _decided: dict[Hashable, Decision] = {}
@@ -53,6 +56,8 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         path = eager_path(call)
         if path == "fused":
             return FUSED
+        if path == "ragged" and call.lengths is None and call.steps == 1:
+            return OF_ONE_STEP
         return Decision(path, (), False, may_train(call.tensors), autocast_dtype(call.x))
     key = None if every_reason else key_of(call, backend)
     if key is not None and (remembered := _decided.get(key)) is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..call.records import Call, Decision, as_hx
+from ..call.records import Call, Decision, State, as_hx
 from .fused import run_fused
 from .null_steps import DRIVES, Walk, can_close, run_null_steps, walks_of
 from .segments import run_segments
@@ -92,8 +92,8 @@ def without_cuts_at_the_edges(call: Call) -> Call:
         lengths = None
     if resets is not None:
         if hx is not None or reset_hx is not None:
-            first = resets[0] if lengths is None else resets[0] & (lengths > 0)
-            hx = as_hx(tuple(_entered(call, k, state, first) for k, state in enumerate(call.starting_states())))
+            first = resets if T == 1 else resets[:1]
+            hx = _entered(call, first if lengths is None else first & (lengths > 0))
         if T == 1 or not bool(resets[1:].any()):
             resets = reset_hx = None
     if reset_hx is not None and not any(state.requires_grad or state.any() for state in call.reset_states):
@@ -101,14 +101,15 @@ def without_cuts_at_the_edges(call: Call) -> Call:
     return call._replace(lengths=lengths, resets=resets, hx=hx, reset_hx=reset_hx)
 
 
-def _entered(call: Call, k: int, state: Tensor, first: Tensor) -> Tensor:
-    """State number k that the walks start from, [layers*D, B, H], where the marked rows are reset before step 0."""
+def _entered(call: Call, first: Tensor) -> State:
+    """The states that the walks start from, as hx, where the marked rows [1, B] are reset before step 0."""
+    mask = first.unsqueeze(-1)
     if call.layers.directions == 2:  # backwards the first step comes last, and nothing after it
-        both = torch.stack((first, torch.zeros_like(first))).repeat(call.layers.num_layers, 1)
-        mask = both.unsqueeze(-1)
-    else:
-        mask = first.unsqueeze(-1)
-    return state.masked_fill(mask, 0) if call.reset_hx is None else torch.where(mask, call.reset_states[k], state)
+        mask = torch.cat((mask, torch.zeros_like(mask))).repeat(call.layers.num_layers, 1, 1)
+    states = call.starting_states()
+    if call.reset_hx is None:
+        return as_hx(tuple([state.masked_fill(mask, 0) for state in states]))
+    return as_hx(tuple([torch.where(mask, new, old) for new, old in zip(call.reset_states, states, strict=True)]))
 
 
 def _runs_as_a_kernel(call: Call) -> bool:
