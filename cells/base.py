@@ -293,7 +293,10 @@ class RecurrentBase(nn.RNNBase, Interop):
             x, batch_sizes, sorted_indices, unsorted_indices = input
             # torch.nn checks a packed call against the zeros it makes; they are right by construction.
             hx = self.initial_state(x, batch_sizes[0]) if hx is None else self.permute_hidden(hx, sorted_indices)
-            self._check_packed(x, hx, batch_sizes)
+            if torch.compiler.is_compiling():  # how many sequences is a number in a tensor: torch's op looks at hx
+                self.check_input(x, batch_sizes)
+            else:
+                self._check_packed(x, hx, batch_sizes)
             refuse_with_packed(lengths=lengths, resets=resets, reset_state=reset_state)
             packed = (batch_sizes, sorted_indices, unsorted_indices)
             return Call(self._describe(), x, hx, True, *packed, return_gates=return_gates)

@@ -46,6 +46,8 @@ class Plan:
     reasons:     why no kernel runs; empty where one does.
     notes:       why no tuning result is used where there is one that is nearly right; only `explain` looks for them.
     op:          of an eager call: torch's "fused" op, or the plain "recurrence" where that op would refuse.
+    layout:      how the fused op takes lengths and resets or a PackedSequence: "null steps", "hold steps", "packing",
+                 ...; "" where there are none, and only `explain` of a module looks at them.
     backward:    of a call that a backward pass may follow: the plan of that.
     step:        what one step should take, and a whole call: on the kernels and on torch's own op; only `explain` says
                  so, and `call` where torch's op could run it too.
@@ -59,6 +61,7 @@ class Plan:
     reasons: tuple[Reason, ...] = ()
     notes: tuple[str, ...] = ()
     op: Literal["", "fused", "recurrence"] = ""
+    layout: str = ""
     backward: Plan | None = None
     keep: Literal["", "nothing", "save", "recompute"] = ""
     kept_bytes: int = 0
@@ -88,6 +91,6 @@ class Plan:
         if self.call is not None:
             lines.append(f"  whole call: {self.call[0]} on the kernels, {self.call[1]} on torch's own op")
         if self.op:
-            lines.append(f"  op: {_OPS[self.op]}")
+            lines.append(f"  op: {_OPS[self.op]}" + (f", laid out as {self.layout}" if self.layout else ""))
         lines += [f"  reason: {reason}" for reason in self.reasons]
         return "\n".join(lines)

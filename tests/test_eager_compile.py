@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import holdfast
 from holdfast.cells.ops import eager as eager_op
@@ -62,6 +63,7 @@ def same(found, expected):
         assert (p is None and q is None) or (p.dtype == q.dtype and torch.equal(p, q))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("options", [{}, BOTH], ids=["one layer", "two layers"])
 @pytest.mark.parametrize("kind", MODULES)
 def test_training_is_bitwise_and_compiles_at_most_twice(kind, options):
@@ -117,6 +119,53 @@ def test_autocast(kind, given):
 
     x = torch.randn(3, 2, INPUT, requires_grad=True)
     same(trained(m, torch.compile(forward, fullgraph=True, backend="aot_eager"), x), trained(m, forward, x))
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_a_packed_sequence(kind, with_hx):
+    """As an argument. pack_padded_sequence itself breaks the graph, which torch means it to."""
+    m = MODULES[kind](num_layers=2, bidirectional=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(m, fullgraph=True, backend=counter)
+    for lengths in ([1, 4, 2], [2, 1, 2, 1, 2], [3, 60]):  # beyond 48 steps it trains with lengths
+        B = len(lengths)
+        packed = pack_padded_sequence(torch.randn(max(lengths), B, INPUT), lengths, enforce_sorted=False)
+        x = packed.data.requires_grad_()
+        h = torch.randn(4, B, H)
+        hx = None if not with_hx else (h, h) if kind == "lstm" else h
+        found = []
+        for forward in (compiled, m):
+            y, final = forward(packed, hx)
+            found.append([y.data, *tensors([final]), *torch.autograd.grad(y.data.sin().sum(), [x, *m.parameters()])])
+        same(*found)
+    assert counter.frame_count == 2
+    if with_hx and kind != "lstm":
+        with pytest.raises(RuntimeError, match=r"Expected hidden size \(4, 2, 4\), got \[4, 1, 4\]"):
+            compiled(PackedSequence(packed.data, packed.batch_sizes), h[:, :1])
+
+
+def test_packing_inside_of_what_is_compiled():
+    """Without pad_packed_sequence, which torch 2.11 traces and then fails in."""
+    m = holdfast.GRU(INPUT, H)
+
+    def forward(x, lengths):
+        y, h = m(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return y.data, h
+
+    compiled = torch.compile(forward, backend="aot_eager")
+    x, lengths = torch.randn(5, 3, INPUT, requires_grad=True), torch.tensor([2, 5, 1])
+    same(trained(m, compiled, x, lengths), trained(m, forward, x, lengths))
+
+
+def test_a_parameter_that_changes_before_the_backward_pass_is_noticed():
+    """As in eager mode: the op reads the program's parameters, not copies."""
+    m = holdfast.LSTM(INPUT, H)
+    y, _ = torch.compile(m, fullgraph=True, backend="aot_eager")(torch.randn(5, 2, INPUT))
+    with torch.no_grad():
+        m.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_a_length_a_call_as_it_was_reported():
@@ -183,6 +232,7 @@ def exported(m, strict, *more, shapes=()):
     return torch.export.export(m, (x, *more), dynamic_shapes=(sizes, *shapes) if more else (sizes,), strict=strict)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("kind", MODULES)
 def test_export_with_dynamic_sizes(kind, strict):

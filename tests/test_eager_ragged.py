@@ -261,3 +261,40 @@ def test_a_long_packed_batch_trains_as_one_with_lengths(kind, enforce_sorted):
     with torch.no_grad():
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted)
         assert torch.equal(m(packed, hx)[0].data, theirs(packed, hx)[0].data)
+
+
+EXPLAINED = {
+    "no lengths": ("lstm", {}, ""),
+    "full lengths": ("lstm", {"lengths": [T] * B}, "one dense call"),
+    "ends": ("lstm", {"lengths": [T, 4, 0, 1, 7]}, "hold steps"),
+    "ends of a GRU": ("gru", {"lengths": [T, T, T, T, 8]}, "null steps"),
+    "short rows of a GRU": ("gru", {"lengths": [T, 4, 0, 1, 7]}, "packing"),
+    "ends without a gate": ("rnn_tanh", {"lengths": [T, T, T, T, 8]}, "one dense call, read at each row's end"),
+    "a reset": ("lstm", {"resets": 4}, "null steps"),
+    "a reset before the first step": ("gru", {"resets": 0}, "one dense call"),
+    "both": ("lstm", {"resets": 4, "lengths": [T, 4, 0, 1, 7]}, "null and hold steps"),
+    "a reset without a gate": ("rnn_tanh", {"resets": 4}, "packed segments"),
+}
+
+
+@pytest.mark.parametrize("what", EXPLAINED)
+def test_explain_names_the_layout_that_is_run(what, monkeypatch):
+    kind, given, name = EXPLAINED[what]
+    given = dict(given)
+    if "resets" in given:
+        given["resets"] = (torch.arange(T) == given["resets"])[:, None].expand(T, B)
+    m, x = module(kind), torch.randn(T, B, INPUT)
+    plan = m.explain(x, **given)
+    assert (plan.op, plan.layout) == ("fused", name)
+    assert (f"laid out as {name}" in str(plan)) is bool(name)
+    calls = counted(monkeypatch)
+    m(x, **given)
+    ways = {"one dense call": "run_fused", "packing": "run_segments", "packed segments": "run_segments"}
+    assert calls == ([ways.get(name, "run_null_steps")] if name else [])
+
+
+@pytest.mark.parametrize(("steps", "layout"), [(9, "packing"), (60, "hold steps")])
+def test_explain_names_the_layout_of_packed_rows(steps, layout):
+    """From 48 steps on training leaves torch's packed op."""
+    packed = nn.utils.rnn.pack_sequence([torch.randn(steps, INPUT), torch.randn(3, INPUT)])
+    assert module("lstm").explain(packed).layout == layout

@@ -305,8 +305,8 @@ def test_under_func_grad_per_sample_gradients_and_jvp():
 
 def test_double_backward(kind):
     a = MODULES[kind][0](2, 3, 2, bidirectional=True, dtype=torch.float64, **MODULES[kind][2])
-    x, resets = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True), torch.rand(4, 2) < 0.4
-    assert gradgradcheck(lambda x: a(x, lengths=[4, 2], resets=resets)[0], (x,))
+    x, resets = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True), torch.rand(3, 2) < 0.4
+    assert gradgradcheck(lambda x: a(x, lengths=[3, 2], resets=resets)[0], (x,))
 
 
 @pytest.mark.parametrize("options", [{}, {"peepholes": True, "zoneout": (0.1, 0.2), "recurrent_dropout": 0.3}], ids=str)

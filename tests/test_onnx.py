@@ -109,6 +109,7 @@ class Tagger(nn.Module):
         return self.head(self.recurrent(self.embed(input))[0])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernels", [False, True], ids=["eager", "kernels"])
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
@@ -144,6 +145,7 @@ def test_a_root_module_through_torchscript_as_it_was_reported():
         holdfast.GRU(3, 4)(torch.randn(5, 2, 3), None, None, None, None, False)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 def test_cells(kind, dynamo, tmp_path):
@@ -168,6 +170,7 @@ LACKING = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
 @pytest.mark.parametrize("what", LACKING)
 def test_what_onnx_lacks_is_refused_by_name(what, dynamo):

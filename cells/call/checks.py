@@ -82,9 +82,9 @@ def checked_lengths(lengths: Lengths, T: int, B: int, *, batched: bool, device: 
         raise ValueError(f"lengths should be of shape {expected}, got {tuple(lengths.shape)}")
     if not _readable_at_no_cost(lengths):
         return lengths.to(device, torch.int64).clamp(0, T)
-    beyond = ((lengths < 0) | (lengths > T)).nonzero()
-    if len(beyond):
-        row = int(beyond[0])
+    shortest, longest = lengths.aminmax() if B > 0 else (0, 0)
+    if shortest < 0 or longest > T:
+        row = int(((lengths < 0) | (lengths > T)).nonzero()[0])
         raise ValueError(f"lengths should lie in [0, {T}], as x has {T} steps, got {int(lengths[row])} for row {row}")
     return lengths.to(device, torch.int64)
 

@@ -17,6 +17,7 @@ from ...kernels.problem import Problem
 from ...kernels.resources import NotResidentError
 from ..backend import constant_when_traced, current_backend
 from ..eager.path import eager_path
+from ..eager.ragged import layout_of, padded_rows
 from .eligibility import MOMENT, PROBLEM, reasons
 from .key import key_of
 from .records import Call, Decision, Loop
@@ -31,6 +32,9 @@ SAVE_AT_MOST = 2**30
 
 FUSED = Decision("fused")
 """Of a call out of the kernels' reach: torch's op needs to know nothing else."""
+
+OF_ONE_STEP = Decision("ragged")
+"""Of such a call with one step, whose resets are another initial state."""
 
 MOST_REMEMBERED = 4096
 
@@ -52,6 +56,8 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         path = eager_path(call)
         if path == "fused":
             return FUSED
+        if path == "ragged" and call.lengths is None and call.steps == 1:
+            return OF_ONE_STEP
         return Decision(path, (), False, may_train(call.tensors), autocast_dtype(call.x))
     key = None if every_reason else key_of(call, backend)
     if key is not None and (remembered := _decided.get(key)) is not None:
@@ -98,7 +104,7 @@ def explained(call: Call) -> Plan:
     problem = _problem(decision.loop, call.batch_size)
     if decision.path != "kernels":
         op: Literal["fused", "recurrence"] = "recurrence" if decision.path == "recurrence" else "fused"
-        return Plan(problem, "eager", reasons=decision.reasons, op=op)
+        return Plan(problem, "eager", reasons=decision.reasons, op=op, layout=_layout(call, decision))
     from ...autotune import select
 
     device = call.x.device
@@ -111,6 +117,13 @@ def explained(call: Call) -> Plan:
         return forward
     kept = _kept_bytes(problem, call, decision.keep)
     return replace(forward, backward=backward[0], keep=decision.keep, kept_bytes=kept)
+
+
+def _layout(call: Call, decision: Decision) -> str:
+    """How torch's op takes the lengths and resets of a call, which follows from their numbers."""
+    if decision.path != "ragged":
+        return "" if call.batch_sizes is None or decision.path != "fused" else "packing"
+    return layout_of(call if call.batch_sizes is None else padded_rows(call)[0]).name
 
 
 def refusal(name: str, reasons: tuple[Reason, ...]) -> str:

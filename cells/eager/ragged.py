@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ..call.records import Call, Decision, as_hx
+from ..call.records import Call, Decision, State, as_hx
 from .fused import run_fused
-from .null_steps import can_close, run_null_steps, walks_of
+from .null_steps import DRIVES, Walk, can_close, run_null_steps, walks_of
 from .segments import run_segments
 
 MOST_STEPS_OF_A_KERNEL = 8.0
@@ -22,34 +22,66 @@ form: 1.1 against 1.1 at nine tenths, 1.2 against 0.8 with a reset in one step o
 """
 
 
-def run_ragged(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a checked call with lengths, resets or both, or a packed one: (output, final states)."""
-    if call.batch_sizes is not None:
-        return _run_packed_rows(call, call.batch_sizes, decision)
+class Layout(NamedTuple):
+    """How torch's op takes the lengths and resets of a call.
+
+    name:   in the words of `explain`.
+    call:   the call without what cuts nothing.
+    walks:  those of null and hold steps, none in another layout.
+    """
+
+    name: str
+    call: Call
+    walks: list[Walk]
+
+
+def layout_of(call: Call) -> Layout:
+    """The layout of a checked call with lengths, resets or both."""
     call = without_cuts_at_the_edges(call)
     if not call.ragged:
-        return run_fused(call, decision)
+        return Layout("one dense call", call, [])
     if can_close(call):
         walks = walks_of(call)
         most = MOST_STEPS_OF_A_KERNEL if _runs_as_a_kernel(call) else MOST_STEPS_OF_A_LOOP
         if walks[0].steps * call.batch_size <= most * len(walks[0].place):
-            before = _random_state(call)
-            found = run_null_steps(call, decision, walks)
-            if found is not None:
-                return found
-            _restore(call, before)
+            return Layout(_name_of_steps(call), call, walks)
+    return Layout("packing" if call.resets is None else "packed segments", call, [])
+
+
+def run_ragged(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a checked call with lengths, resets or both, or a packed one: (output, final states)."""
+    if call.batch_sizes is not None:
+        padded, place = padded_rows(call)
+        y, states = run_ragged(padded, decision)
+        return y.flatten(0, 1).index_select(0, place), states
+    _, call, walks = layout_of(call)
+    if not call.ragged:
+        return run_fused(call, decision)
+    if walks:
+        before = _random_state(call)
+        found = run_null_steps(call, decision, walks)
+        if found is not None:
+            return found
+        _restore(call, before)
     return run_segments(call, decision)
 
 
-def _run_packed_rows(call: Call, sizes: Tensor, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """A packed call as one with lengths."""
+def padded_rows(call: Call) -> tuple[Call, Tensor]:
+    """A packed call as one with lengths, and the index of each packed row into its T*B."""
+    sizes = cast(Tensor, call.batch_sizes)
     T, B = len(sizes), int(sizes[0])
     inside = (torch.arange(B) < sizes[:, None]).to(call.x.device)
     place = inside.flatten().nonzero().squeeze(1)  # packed rows lie step by step
     x = call.x.new_zeros(T * B, call.x.shape[1]).index_copy(0, place, call.x).unflatten(0, (T, B))
-    layers = call.layers._replace(batch_first=False)
-    y, states = run_ragged(Call(layers, x, call.hx, lengths=inside.sum(0)), decision)
-    return y.flatten(0, 1).index_select(0, place), states
+    return Call(call.layers._replace(batch_first=False), x, call.hx, lengths=inside.sum(0)), place
+
+
+def _name_of_steps(call: Call) -> str:
+    if call.layers.cell not in DRIVES:
+        return "one dense call, read at each row's end"
+    if call.lengths is None or call.layers.n_states == 1:
+        return "null steps"
+    return "hold steps" if call.resets is None else "null and hold steps"
 
 
 def without_cuts_at_the_edges(call: Call) -> Call:
@@ -60,8 +92,8 @@ def without_cuts_at_the_edges(call: Call) -> Call:
         lengths = None
     if resets is not None:
         if hx is not None or reset_hx is not None:
-            first = resets[0] if lengths is None else resets[0] & (lengths > 0)
-            hx = as_hx(tuple(_entered(call, k, state, first) for k, state in enumerate(call.starting_states())))
+            first = resets if T == 1 else resets[:1]
+            hx = _entered(call, first if lengths is None else first & (lengths > 0))
         if T == 1 or not bool(resets[1:].any()):
             resets = reset_hx = None
     if reset_hx is not None and not any(state.requires_grad or state.any() for state in call.reset_states):
@@ -69,14 +101,15 @@ def without_cuts_at_the_edges(call: Call) -> Call:
     return call._replace(lengths=lengths, resets=resets, hx=hx, reset_hx=reset_hx)
 
 
-def _entered(call: Call, k: int, state: Tensor, first: Tensor) -> Tensor:
-    """State number k that the walks start from, [layers*D, B, H], where the marked rows are reset before step 0."""
+def _entered(call: Call, first: Tensor) -> State:
+    """The states that the walks start from, as hx, where the marked rows [1, B] are reset before step 0."""
+    mask = first.unsqueeze(-1)
     if call.layers.directions == 2:  # backwards the first step comes last, and nothing after it
-        both = torch.stack((first, torch.zeros_like(first))).repeat(call.layers.num_layers, 1)
-        mask = both.unsqueeze(-1)
-    else:
-        mask = first.unsqueeze(-1)
-    return state.masked_fill(mask, 0) if call.reset_hx is None else torch.where(mask, call.reset_states[k], state)
+        mask = torch.cat((mask, torch.zeros_like(mask))).repeat(call.layers.num_layers, 1, 1)
+    states = call.starting_states()
+    if call.reset_hx is None:
+        return as_hx(tuple([state.masked_fill(mask, 0) for state in states]))
+    return as_hx(tuple([torch.where(mask, new, old) for new, old in zip(call.reset_states, states, strict=True)]))
 
 
 def _runs_as_a_kernel(call: Call) -> bool:

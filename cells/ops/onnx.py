@@ -99,8 +99,9 @@ def _one_layer(
 
     def gates(k: int) -> Tensor:
         """Weight number k, [D, G*H, ..], in ONNX's order of gates."""
-        parts = (own[k].to(x.dtype).split(H) for own in by_direction)
-        return torch.stack([torch.cat([of_gate[gate] for gate in GATES[op]]) for of_gate in parts])
+        parts = (own[k].to(x.dtype) for own in by_direction)
+        # Slices: what ONNX's optimizers compute in advance. They leave a Split for every call.
+        return torch.stack([torch.cat([t[gate * H : (gate + 1) * H] for gate in GATES[op]]) for t in parts])
 
     bias = torch.cat((gates(2), gates(3)), 1) if layers.bias else None
     inputs = [gates(0), gates(1), bias, None if lengths is None else lengths.to(torch.int32)]
