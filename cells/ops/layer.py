@@ -23,6 +23,7 @@ from .derivative import differentiable_layer
 from .options import Options, schema, told, told_wanted
 
 if TYPE_CHECKING:
+    from ...kernels.again import ForwardAgain
     from ...kernels.config import Config
     from ...kernels.gemm import Wanted
     from ...kernels.kept import Keep
@@ -48,20 +49,24 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
 
 
 def run_forward(
-    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], options: Options, keep: Keep, extras: Extras
+    x: Tensor,
+    weights: Sequence[Tensor],
+    initial: Sequence[Tensor | None],
+    options: Options,
+    keep: Keep,
+    extras: Extras,
+    notes: list[ForwardAgain | None] | None = None,
 ) -> list[Tensor]:
-    """`layer` with its arguments in their records."""
+    """`layer` with its arguments in their records; notes: gets what repeats the call, None where nothing can."""
     problem, config = _chosen(x, weights, options, extras, "forward", keep)
-    y, final, residuals = _kernels().forward_layer(
-        problem,
-        config,
-        x,
-        by_direction(weights, options.directions),
-        given(initial),
-        batch_first=options.batch_first,
-        keep=keep,
-        extras=extras,
-    )
+    launches: list[dict[str, Any]] | None = None if notes is None else []
+    own, states, batch_first = by_direction(weights, options.directions), given(initial), options.batch_first
+    more = {"batch_first": batch_first, "keep": keep, "extras": extras, "noted": launches}
+    y, final, residuals = results = _kernels().forward_layer(problem, config, x, own, states, **more)
+    if notes is not None:
+        from ...kernels.again import forward_again
+
+        notes.append(forward_again(problem, config, own, results, launches or [], batch_first=batch_first))
     if keep == "nothing":
         return [y, *final]
     _select().remember_pin(y)
