@@ -12,20 +12,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from . import chunks
 from .channel import fill_channel
 from .config import Config
 from .extras import Extras
-from .gemm import LayerWeights, project_input
+from .gemm import AS_IT_IS, LayerWeights, in_precision, project_input
 from .launch import current_launcher
 from .layer import NO_RESIDUALS, Residuals
 from .problem import Problem
 
 
-def as_they_are(tensors: Sequence[torch.Tensor | None]) -> bool:
-    """Whether a kernel reads these where they lie: contiguous, from a multiple of 16 bytes on."""
-    return all([t is None or (t.is_contiguous() and not t.data_ptr() % 16) for t in tensors])
+def addresses_of(tensors: Sequence[torch.Tensor]) -> list[int] | None:
+    """Where these begin; None unless a kernel reads each where it lies: contiguous, from a multiple of 16 bytes on."""
+    found = [t.data_ptr() if t.is_contiguous() else 1 for t in tensors]
+    return None if any([address & 15 for address in found]) else found
 
 
 class ForwardAgain:
@@ -37,13 +39,14 @@ class ForwardAgain:
         self,
         problem: Problem,
         config: Config,
-        weights: Sequence[LayerWeights],
+        weights: Sequence[torch.Tensor],
         results: tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals],
         groups: dict[str, Any],
         *,
         batch_first: bool,
     ) -> None:
-        """From a call's results and the groups of its only launch. Raises LookupError where it cannot be repeated."""
+        """From a call's weights, results and the groups of its only launch. Raises LookupError where it cannot be
+        repeated."""
         y, final, residuals = results
         self.which = problem, config, y.device, False
         self.launcher = current_launcher(*self.which)
@@ -52,22 +55,26 @@ class ForwardAgain:
             raise LookupError
         self.found, self.arguments = remembered
         self.problem, self.batch_first = problem, batch_first
-        self.y, self.final = y.shape, (*final[0].shape, len(final))
+        self.y, self.final = y.shape, (final[0].shape,) * len(final)
         self.kept, saved = len(residuals.kept), residuals.saved
         self.saved = None if saved is None else saved.shape
         self.inner = residuals.inner is not None
         # As in `forward_layer`: in a single step of one product nobody reads what the team publishes.
         waits = self.launcher.cooperative and config.exchange == "dataflow"
         self.waits = waits and (groups["T"] > 1 or self.inner)
-        gx = groups["gx"]
+        gx, layer = groups["gx"], groups["layer"]
         self.gx_strides, self.projected = tuple(gx[1:]), gx.ptr.numel() * gx.ptr.element_size()
+        self.each, self.has_bias = len(weights) // problem.directions, layer.b_hh is not None
+        self.has_own = layer.parameters is not None
+        self.one_gemm = problem.directions == 1 and weights[0].shape[0] % 16 == 0
         self.places = [self.launcher.names.index(name) for name in ("gx", "layer", "states", "out", "rows")]
-        initial = groups["states"].initial
-        again = self._arguments(gx.ptr, weights, initial, y, final, residuals, groups["rows"].lengths)
+        initial, addresses = groups["states"].initial, addresses_of(weights)
+        if addresses is None:
+            raise LookupError
+        again = self._arguments(gx.ptr, addresses, initial, y, final, residuals, groups["rows"].lengths)
         if again != self.arguments:
             raise LookupError
 
-    @property
     def holds(self) -> bool:
         """Whether the same kernel would be launched today, on all steps at once."""
         return current_launcher(*self.which) is self.launcher and self.projected <= chunks.CHUNK_BYTES
@@ -75,14 +82,17 @@ class ForwardAgain:
     def __call__(
         self,
         x: torch.Tensor,
-        weights: Sequence[LayerWeights],
+        weights: Sequence[torch.Tensor],
+        addresses: Sequence[int],
         initial: Sequence[torch.Tensor] | None,
         lengths: torch.Tensor | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals]:
-        """What `forward_layer` returns; lengths: [B] int32, aligned."""
+        """What `forward_layer` returns.
+
+        weights, addresses: those of every direction in turn, and `addresses_of` them; lengths: [B] int32, aligned.
+        """
         y = x.new_empty(self.y)
-        *state, n_states = self.final
-        final = tuple([x.new_empty(state) for _ in range(n_states)])
+        final = tuple([x.new_empty(shape) for shape in self.final])
         residuals = NO_RESIDUALS
         if self.kept or self.saved or self.inner:
             residuals = Residuals(
@@ -95,36 +105,44 @@ class ForwardAgain:
             for tensor in (y, *residuals.kept, residuals.inner):
                 if tensor is not None:
                     fill_channel(tensor, extras, sentinel=self.waits and (tensor is y or tensor is residuals.inner))
-        gx = project_input(self.problem, x, weights, batch_first=self.batch_first)
-        self.launcher.repeat(self.found, self._arguments(gx, weights, initial, y, final, residuals, lengths))
+        gx = self._project(x, weights)
+        self.launcher.repeat(self.found, self._arguments(gx, addresses, initial, y, final, residuals, lengths))
         return y, final, residuals
+
+    def _project(self, x: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`project_input`; its strides are known."""
+        if self.one_gemm and in_precision(self.problem, x.device) is AS_IT_IS:
+            return linear(x, weights[0], weights[2] if self.has_bias else None)
+        end = 4 if self.has_bias else 2
+        rest = (None,) * (4 - end)
+        each = [LayerWeights(*weights[i : i + end], *rest) for i in range(0, len(weights), self.each)]
+        return project_input(self.problem, x, each, batch_first=self.batch_first)
 
     def _arguments(
         self,
         gx: torch.Tensor,
-        weights: Sequence[LayerWeights],
+        weights: Sequence[int],
         initial: Sequence[torch.Tensor] | None,
         y: torch.Tensor,
         final: Sequence[torch.Tensor],
         residuals: Residuals,
         lengths: torch.Tensor | None,
     ) -> list[Any]:
-        """A launch's arguments with the addresses of these."""
+        """A launch's arguments with these addresses."""
         arguments = [*self.arguments]
         at_gx, at_layer, at_states, at_out, at_rows = self.places
-        own = weights[0]
+        each, (kept, saved, inner, _) = self.each, residuals
         arguments[at_gx] = (gx.data_ptr(), *self.gx_strides)
         arguments[at_layer] = (
-            tuple([w.w_hh.data_ptr() for w in weights]),
-            None if own.b_hh is None else tuple([w.b_hh.data_ptr() for w in weights]),  # type: ignore[union-attr]
-            None if own.parameters is None else tuple([w.parameters.data_ptr() for w in weights]),  # type: ignore[union-attr]
+            tuple(weights[1::each]),
+            tuple(weights[3::each]) if self.has_bias else None,
+            tuple(weights[each - 1 :: each]) if self.has_own else None,
         )
         arguments[at_states] = (
-            None if initial is None else tuple([state.data_ptr() for state in initial]),
+            tuple([state.data_ptr() for state in initial]) if initial else None,
             tuple([state.data_ptr() for state in final]),
             None,
         )
-        kept, saved, inner, _ = residuals
         arguments[at_out] = (
             y.data_ptr(),
             tuple([state.data_ptr() for state in kept]) if kept else None,
@@ -140,7 +158,7 @@ class ForwardAgain:
 def forward_again(
     problem: Problem,
     config: Config,
-    weights: Sequence[LayerWeights],
+    weights: Sequence[torch.Tensor],
     results: tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals],
     launches: Sequence[dict[str, Any]],
     *,

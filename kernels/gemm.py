@@ -224,11 +224,11 @@ def in_precision(problem: Problem, device: torch.device) -> AbstractContextManag
         wanted = "high" if problem.precision == "tf32" else "highest"
     changes = wanted is not None and wanted != torch.get_float32_matmul_precision()
     if not (changes or torch._C._is_any_autocast_enabled()):
-        return _AS_IT_IS
+        return AS_IT_IS
     return _set_precision(device.type, wanted)
 
 
-_AS_IT_IS = nullcontext()
+AS_IT_IS = nullcontext()
 
 
 @contextmanager

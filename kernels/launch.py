@@ -92,7 +92,7 @@ class Launcher:
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"
-        self.least = least_grid(problem, config)
+        self.least, self.tiles = least_grid(problem, config), batch_tiles(problem, config)
         arch = ("interpreter", 0) if substituted else from_device(device).arch
         # For AMD Triton compiles one thing more in that is not looked at here: whether a tensor has 2 GiB.
         self.remembers = arch[0] == "cuda"
@@ -178,7 +178,7 @@ class Launcher:
         if walk_bits >> 2:  # one direction is asked for
             problem = replace(problem, directions=1)
         if not self.cooperative:
-            start(problem.directions * batch_tiles(problem, config), _ALONE, walk_bits)
+            start(problem.directions * self.tiles, _ALONE, walk_bits)
             return
         while True:
             if fit.resident < self.least:

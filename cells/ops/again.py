@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ...kernels.extras import Extras
 from ..call.records import Call, Decision
 from .derivative import Route, run_unwatched
-from .layer import by_direction, run_backward
+from .layer import run_backward
 from .options import Options
 
 if TYPE_CHECKING:
@@ -28,40 +29,57 @@ class Layer:
 
     def __init__(self, again: ForwardAgain, options: Options) -> None:
         self.again, self.options = again, options
-        self.route = Route(self.forward, run_backward)
 
-    def forward(
-        self, x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any
+    def run(
+        self,
+        addresses: Sequence[int],
+        x: Tensor,
+        weights: Sequence[Tensor],
+        initial: Sequence[Tensor | None],
+        *arguments: Any,
     ) -> list[Tensor]:
-        """As `layer.run_forward`."""
+        """As `layer.run_forward`; addresses: of the weights."""
         *_, extras = arguments
-        states: Any = initial if initial and initial[0] is not None else None
-        own = by_direction(weights, self.options.directions)
-        y, final, (kept, *rest) = self.again(x, own, states, extras.lengths)
+        states: Any = None if initial[0] is None else initial
+        y, final, (kept, *rest) = self.again(x, weights, addresses, states, extras.lengths)
         return [y, *final, *kept, *[t for t in rest if t is not None]]
 
 
 def repeated(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-    """`kernel_path.run_kernels` for a call of which there are notes, and which nobody watches; None where they do not
-    hold for it."""
-    layers, notes, weights = call.layers, decision.notes, call.layers.weights
-    if not notes or None in notes:
+    """`kernel_path.run_kernels` for a call of which there are notes; None where they do not hold for it, or somebody
+    watches its operators. That none of the watchers looks on whom `key_of` knows, follows from there being notes."""
+    layers, notes = call.layers, decision.notes
+    if not notes or notes[0] is None or torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled():
         return None
-    holds = sys.modules["holdfast.kernels.again"].as_they_are
-    if not (call.x.is_contiguous() and holds(weights) and holds(call.states)):
+    addresses_of = sys.modules["holdfast.kernels.again"].addresses_of
+    weights, states, x = layers.weights, call.states, call.x
+    addresses = addresses_of(weights)
+    if addresses is None or not x.is_contiguous():
         return None
-    if not all([layer.again.holds for layer in notes]):
+    initial = [[state[number : number + 1] for state in states] for number in range(len(notes))] if states else None
+    if initial is not None and any([addresses_of(own) is None for own in initial]):
         return None
-    each, n_states = len(weights) // len(notes), layers.n_states
-    extras = Extras() if call.lengths is None else Extras(call.lengths).cast(call.x.dtype)
-    x, finals = call.x, []
+    for layer in notes:
+        if not layer.again.holds():
+            return None
+    each, n_states = len(weights) // len(notes), len(layers.zoneout)
+    extras = NO_EXTRAS if call.lengths is None else Extras(call.lengths).cast(x.dtype)
+    finals = []
     for number, layer in enumerate(notes):
-        initial = [state[number : number + 1] for state in call.states]
-        own = weights[number * each : (number + 1) * each]
-        results = run_unwatched(layer.route, x, own, initial, n_states, layer.options, decision.keep, extras)
-        x = results[0]
-        finals.append(results[1 : 1 + n_states])
+        start, end = number * each, (number + 1) * each
+        own, theirs = weights[start:end], addresses[start:end]
+        begun = None if initial is None else initial[number]
+        if decision.keep == "nothing":
+            x, final, _ = layer.again(x, own, theirs, begun, extras.lengths)
+        else:
+            route = Route(partial(layer.run, theirs), run_backward)
+            results = run_unwatched(route, x, own, begun or (), n_states, layer.options, decision.keep, extras)
+            x, final = results[0], results[1 : 1 + n_states]
+        finals.append(final)
     y = x.transpose(0, 1) if layers.batch_first else x
     if len(finals) == 1:
-        return y, tuple(finals[0])
+        return y, finals[0]
     return y, tuple([torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True)])
+
+
+NO_EXTRAS = Extras()

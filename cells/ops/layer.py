@@ -66,7 +66,7 @@ def run_forward(
     if notes is not None:
         from ...kernels.again import forward_again
 
-        notes.append(forward_again(problem, config, own, results, launches or [], batch_first=batch_first))
+        notes.append(forward_again(problem, config, weights, results, launches or [], batch_first=batch_first))
     if keep == "nothing":
         return [y, *final]
     _select().remember_pin(y)
