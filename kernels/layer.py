@@ -202,6 +202,7 @@ def backward_layer(
     reverse: bool = False,
     wanted: Wanted = ALL,
     extras: Extras = PLAIN,
+    noted: list[dict[str, Any]] | None = None,
 ) -> Gradients:
     """Gradients of `forward_layer`'s x, weights, initial and reset states, from those of y and the final states.
 
@@ -209,6 +210,7 @@ def backward_layer(
     dy:            as y, any strides, or None where nothing used y.
     d_final:       one [D, B, H] per state, or None for each that nothing used.
     wanted:        which of all gradients are computed; of initial and reset states only where such are given.
+    noted:         a list that gets the groups of every launch.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
@@ -257,6 +259,8 @@ def backward_layer(
             "B": batch_size,
             "walk_bits": walk_bits,
         }
+        if noted is not None:
+            noted.append(groups)
         launch(problem, config, y.device, groups)
 
     if batch_size == 0:

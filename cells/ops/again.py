@@ -7,7 +7,7 @@ where its tensors lie, and what would be launched today, is asked anew each time
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from ...kernels.extras import Extras
 from ..call.records import Call, Decision
 from .derivative import Route, run_unwatched
-from .layer import run_backward
+from .layer import asked_for, by_direction, flags_of, in_record, run_backward
 from .options import Options
 
 if TYPE_CHECKING:
     from ...kernels.again import ForwardAgain
+    from ...kernels.backward_again import BackwardAgain
 
 
 class Layer:
@@ -29,6 +30,8 @@ class Layer:
 
     def __init__(self, again: ForwardAgain, options: Options) -> None:
         self.again, self.options = again, options
+        self.backwards: dict[Hashable, tuple[BackwardAgain, tuple[bool, ...]] | None] = {}
+        """By which gradients are given and wanted, and the settings."""
 
     def run(
         self,
@@ -44,6 +47,49 @@ class Layer:
         y, final, (kept, *rest) = self.again(x, weights, addresses, states, extras.lengths)
         return [y, *final, *kept, *[t for t in rest if t is not None]]
 
+    def backward(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        initial: Sequence[Tensor],
+        y: Tensor,
+        residuals: Sequence[Tensor],
+        dy: Tensor | None,
+        d_final: Sequence[Tensor | None],
+        options: Options,
+        needs_dx: bool,
+        extras: Extras,
+        bits: int,
+    ) -> list[Tensor]:
+        """As `layer.run_backward`, which takes notes at the first call of a kind."""
+        given = [gradient for gradient in d_final if gradient is not None]
+        settings = sys.modules["holdfast.autotune.select"].settings()
+        kind = dy is None, len(given), needs_dx, bits, settings
+        every = (x, weights, initial, y, residuals, dy, d_final, options, needs_dx, extras, bits)
+        if kind not in self.backwards:
+            notes: list[BackwardAgain | None] = []
+            results = run_backward(*every, notes=notes)
+            flags = flags_of(bits, len(weights) + len(initial))
+            whole = len(given) in (0, len(d_final)) and settings[0] is None and settings[2] != "tune-on-miss"
+            self.backwards[kind] = (notes[0], flags) if notes[0] is not None and whole else None
+            return results
+        note = self.backwards[kind]
+        addresses = addresses_of(weights)
+        if note is None or addresses is None or not note[0].holds(weights):
+            return run_backward(*every)
+        again, flags = note
+        outside = [*given, *initial] if dy is None else [dy, *given, *initial]
+        if addresses_of(outside) is None or any([t.dtype is not y.dtype for t in outside]):
+            return run_backward(*every)
+        own, kept = by_direction(weights, options.directions), in_record(options, residuals, extras)
+        found = again(x, own, addresses, initial, y, kept, dy, given, extras)
+        return asked_for(found, own, x, (*weights, *initial), flags, len(initial), extras)
+
+
+def addresses_of(tensors: Sequence[Tensor]) -> list[int] | None:
+    """`kernels.again.addresses_of`: there are no notes without that module, which imports Triton."""
+    return sys.modules["holdfast.kernels.again"].addresses_of(tensors)  # type: ignore[no-any-return]
+
 
 def repeated(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]] | None:
     """`kernel_path.run_kernels` for a call of which there are notes; None where they do not hold for it, or somebody
@@ -51,7 +97,6 @@ def repeated(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]
     layers, notes = call.layers, decision.notes
     if not notes or notes[0] is None or torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled():
         return None
-    addresses_of = sys.modules["holdfast.kernels.again"].addresses_of
     weights, states, x = layers.weights, call.states, call.x
     addresses = addresses_of(weights)
     if addresses is None or not x.is_contiguous():
@@ -72,7 +117,7 @@ def repeated(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]
         if decision.keep == "nothing":
             x, final, _ = layer.again(x, own, theirs, begun, extras.lengths)
         else:
-            route = Route(partial(layer.run, theirs), run_backward)
+            route = Route(partial(layer.run, theirs), layer.backward)
             results = run_unwatched(route, x, own, begun or (), n_states, layer.options, decision.keep, extras)
             x, final = results[0], results[1 : 1 + n_states]
         finals.append(final)

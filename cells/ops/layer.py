@@ -24,10 +24,11 @@ from .options import Options, schema, told, told_wanted
 
 if TYPE_CHECKING:
     from ...kernels.again import ForwardAgain
+    from ...kernels.backward_again import BackwardAgain
     from ...kernels.config import Config
     from ...kernels.gemm import Wanted
     from ...kernels.kept import Keep
-    from ...kernels.layer import LayerWeights
+    from ...kernels.layer import Gradients, LayerWeights, Residuals
 
 
 def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
@@ -134,41 +135,57 @@ def run_backward(
     needs_dx: bool,
     extras: Extras,
     bits: int,
+    notes: list[BackwardAgain | None] | None = None,
 ) -> list[Tensor]:
-    """`layer_backward` with its arguments in their records; bits: which gradients are wanted."""
+    """`layer_backward` with its arguments in their records; bits: which gradients are wanted; notes: as for
+    `run_forward`."""
     kernels, pin_of = _kernels(), _select().pin_of
-    spec, rest = kernels.find_cell(options.cell), list(residuals)
-    sent = rest.pop() if extras.dropout is not None else None
-    inner = rest.pop() if spec.inner is not None else None
-    saved = rest.pop() if len(rest) == spec.states else None
-    keep: Keep = "recompute" if saved is None else "save"
+    kept = in_record(options, residuals, extras)
+    keep: Keep = "recompute" if kept.saved is None else "save"
     pin = pin_of(y)
     if pin is None:
         problem, config = _chosen(x, weights, options, extras, "backward", keep)
     else:
         problem, config = options.problem(x, weights, extras, "backward"), pin
     own, like = by_direction(weights, options.directions), (*weights, *initial, *(extras.reset_state or ()))
-    flags = _flags(bits, len(like))
+    flags = flags_of(bits, len(like))
     wanted = _wanted(needs_dx, flags, len(weights), len(initial), options.directions)
-    found = kernels.backward_layer(
-        problem,
-        config,
-        x,
-        own,
-        initial or None,
-        y,
-        kernels.Residuals(tuple(rest), saved, inner, sent),
-        dy,
-        d_final,
-        batch_first=options.batch_first,
-        wanted=wanted,
-        extras=extras,
-    )
+    batch_first = options.batch_first
+    launches: list[dict[str, Any]] | None = None if notes is None else []
+    more = {"batch_first": batch_first, "wanted": wanted, "extras": extras, "noted": launches}
+    found = kernels.backward_layer(problem, config, x, own, initial or None, y, kept, dy, d_final, **more)
+    if notes is not None:
+        from ...kernels.backward_again import backward_again
+
+        notes.append(backward_again(problem, config, weights, y, launches or [], wanted, batch_first=batch_first))
+    return asked_for(found, own, x, like, flags, len(initial), extras)
+
+
+def in_record(options: Options, residuals: Sequence[Tensor], extras: Extras) -> Residuals:
+    """What `layer` returned for its backward pass, by name."""
+    kernels, rest = _kernels(), list(residuals)
+    spec = kernels.find_cell(options.cell)
+    sent = rest.pop() if extras.dropout is not None else None
+    inner = rest.pop() if spec.inner is not None else None
+    saved = rest.pop() if len(rest) == spec.states else None
+    return kernels.Residuals(tuple(rest), saved, inner, sent)  # type: ignore[no-any-return]
+
+
+def asked_for(
+    found: Gradients,
+    own: Sequence[LayerWeights],
+    x: Tensor,
+    like: Sequence[Tensor],
+    flags: Sequence[bool],
+    n_initial: int,
+    extras: Extras,
+) -> list[Tensor]:
+    """The gradients that `layer_backward` returns; like, flags: the tensors but x, and which gradients are wanted."""
     gradients = [g for of_w, w in zip(found.weights, own) for g, t in zip(of_w, w) if t is not None]  # noqa: B905  0.5 us
-    if initial:
-        gradients += found.initial or (None,) * spec.states
+    if n_initial:
+        gradients += found.initial or (None,) * n_initial
     if extras.reset_state:
-        gradients += found.reset_state or (None,) * spec.states
+        gradients += found.reset_state or (None,) * len(extras.reset_state)
     if found.x is not None:
         gradients, like, flags = [*gradients, found.x], (*like, x), (*flags, True)
     return [
@@ -190,7 +207,7 @@ def fake_layer_backward(
 ) -> list[Tensor]:
     options, needs_dx, extras = told(arguments)
     tensors = (*weights, *initial, *(extras.reset_state or ()))
-    wanted = _flags(told_wanted(arguments), len(tensors))
+    wanted = flags_of(told_wanted(arguments), len(tensors))
     gradients = [t.new_empty(t.shape) for t, asked in zip(tensors, wanted, strict=True) if asked]
     if needs_dx:
         dx = x.new_empty(*y.shape[:-1], x.shape[-1])
@@ -198,7 +215,7 @@ def fake_layer_backward(
     return gradients
 
 
-def _flags(bits: int, count: int) -> tuple[bool, ...]:
+def flags_of(bits: int, count: int) -> tuple[bool, ...]:
     return tuple([bool(bits >> index & 1) for index in range(count)])
 
 
