@@ -189,7 +189,7 @@ class RecurrentBase(nn.RNNBase, Interop):
             self.recurrent_dropout,
             self.zoneout_rates,
             self._keep,
-            cast("list[Tensor]", self._flat_weights),
+            self._flat_weights,  # type: ignore[arg-type]
             self._flat_weights_names,
         )
 

@@ -19,8 +19,8 @@ from .stall import raise_if_stalled
 
 class BackwardAgain:
     """`backward_layer` for tensors of one shape and the same gradients given and wanted, where v was saved and there
-    are no options but lengths; all tensors are contiguous, aligned and of the problem's dtype, and the cell has no
-    numbers of its own. Initial states only in one direction.
+    are no options but lengths; all tensors are contiguous (dy: strided as it was), aligned and of the problem's dtype,
+    and the cell has no numbers of its own. Initial states only in one direction.
     """
 
     def __init__(
@@ -29,12 +29,15 @@ class BackwardAgain:
         config: Config,
         weights: Sequence[torch.Tensor],
         y: torch.Tensor,
+        dy: torch.Tensor | None,
         groups: dict[str, Any],
         wanted: Wanted,
         *,
         batch_first: bool,
     ) -> None:
         """From the groups of a call's only launch. Raises LookupError where it cannot be repeated."""
+        if dy is not None and groups["dy"].ptr.data_ptr() != dy.data_ptr():
+            raise LookupError
         self.which = problem, config, y.device, False
         self.launcher = current_launcher(*self.which)
         remembered = self.launcher.remembered(groups)
@@ -48,10 +51,11 @@ class BackwardAgain:
         self.da, self.splits = groups["out"].da.shape, groups["out"].dx is not None
         initial = groups["gradients"].initial
         self.initial = () if initial is None else tuple([state.shape for state in initial])
+        self.kept, self.saved = len(groups["past"].later or ()), groups["past"].saved is not None
         self.dy_strides = tuple(groups["dy"][2:])
         names = ("dy", "gradients", "layer", "past", "out", "rows")
         self.places = [self.launcher.names.index(name) for name in names]
-        dy, past, out = groups["dy"].ptr, groups["past"], groups["out"]
+        past, out = groups["past"], groups["out"]
         weights_at, final = [w.data_ptr() for w in weights], groups["gradients"].final
         residuals = Residuals(past.later or (), past.saved)
         lengths = groups["rows"].lengths
@@ -64,6 +68,11 @@ class BackwardAgain:
     def holds(self, weights: Sequence[torch.Tensor]) -> bool:
         """Whether the same kernel would be launched today, for weights of the same kind."""
         return current_launcher(*self.which) is self.launcher and [(w.dtype, w.shape) for w in weights] == self.kinds
+
+    def in_record(self, residuals: Sequence[torch.Tensor]) -> Residuals:
+        """What the forward pass kept, by name."""
+        later, end = residuals[: self.kept], self.kept + self.saved
+        return Residuals(tuple(later), residuals[self.kept] if self.saved else None, *residuals[end:])
 
     def __call__(
         self,
@@ -138,6 +147,7 @@ def backward_again(
     config: Config,
     weights: Sequence[torch.Tensor],
     y: torch.Tensor,
+    dy: torch.Tensor | None,
     launches: Sequence[dict[str, Any]],
     wanted: Wanted,
     *,
@@ -147,6 +157,6 @@ def backward_again(
     if len(launches) != 1:
         return None
     try:
-        return BackwardAgain(problem, config, weights, y, launches[0], wanted, batch_first=batch_first)
+        return BackwardAgain(problem, config, weights, y, dy, launches[0], wanted, batch_first=batch_first)
     except LookupError:
         return None

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...kernels.extras import Extras
 from ..call.records import Call, Decision
 from .derivative import Route, run_unwatched
-from .layer import asked_for, by_direction, flags_of, in_record, run_backward
+from .layer import by_direction, flags_of, run_backward
 from .options import Options
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Layer:
         """As `layer.run_backward`, which takes notes at the first call of a kind."""
         given = [gradient for gradient in d_final if gradient is not None]
         settings = sys.modules["holdfast.autotune.select"].settings()
-        kind = dy is None, len(given), needs_dx, bits, settings
+        kind = None if dy is None else dy.stride(), len(given), needs_dx, bits, settings
         every = (x, weights, initial, y, residuals, dy, d_final, options, needs_dx, extras, bits)
         if kind not in self.backwards:
             notes: list[BackwardAgain | None] = []
@@ -74,16 +74,21 @@ class Layer:
             self.backwards[kind] = (notes[0], flags) if notes[0] is not None and whole else None
             return results
         note = self.backwards[kind]
-        addresses = addresses_of(weights)
+        addresses = None if note is None else addresses_of(weights)
         if note is None or addresses is None or not note[0].holds(weights):
             return run_backward(*every)
-        again, flags = note
-        outside = [*given, *initial] if dy is None else [dy, *given, *initial]
-        if addresses_of(outside) is None or any([t.dtype is not y.dtype for t in outside]):
+        if dy is not None and (dy.data_ptr() % 16 or dy.dtype is not y.dtype):
             return run_backward(*every)
-        own, kept = by_direction(weights, options.directions), in_record(options, residuals, extras)
+        outside = [*given, *initial]
+        if outside and (addresses_of(outside) is None or any([t.dtype is not y.dtype for t in outside])):
+            return run_backward(*every)
+        again, flags = note
+        own, kept = by_direction(weights, options.directions), again.in_record(residuals)
         found = again(x, own, addresses, initial, y, kept, dy, given, extras)
-        return asked_for(found, own, x, (*weights, *initial), flags, len(initial), extras)
+        gradients = [g for of_w, w in zip(found.weights, own) for g, t in zip(of_w, w) if t is not None]  # noqa: B905
+        gradients += found.initial or (None,) * len(initial)
+        results = [g for g, asked in zip(gradients, flags) if asked and g is not None]  # noqa: B905
+        return [*results, found.x] if needs_dx else results  # type: ignore[list-item]
 
 
 def addresses_of(tensors: Sequence[Tensor]) -> list[int] | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ...kernels.config import Config
     from ...kernels.gemm import Wanted
     from ...kernels.kept import Keep
-    from ...kernels.layer import Gradients, LayerWeights, Residuals
+    from ...kernels.layer import LayerWeights
 
 
 def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
@@ -140,8 +140,12 @@ def run_backward(
     """`layer_backward` with its arguments in their records; bits: which gradients are wanted; notes: as for
     `run_forward`."""
     kernels, pin_of = _kernels(), _select().pin_of
-    kept = in_record(options, residuals, extras)
-    keep: Keep = "recompute" if kept.saved is None else "save"
+    spec, rest = kernels.find_cell(options.cell), list(residuals)
+    sent = rest.pop() if extras.dropout is not None else None
+    inner = rest.pop() if spec.inner is not None else None
+    saved = rest.pop() if len(rest) == spec.states else None
+    kept = kernels.Residuals(tuple(rest), saved, inner, sent)
+    keep: Keep = "recompute" if saved is None else "save"
     pin = pin_of(y)
     if pin is None:
         problem, config = _chosen(x, weights, options, extras, "backward", keep)
@@ -157,35 +161,13 @@ def run_backward(
     if notes is not None:
         from ...kernels.backward_again import backward_again
 
-        notes.append(backward_again(problem, config, weights, y, launches or [], wanted, batch_first=batch_first))
-    return asked_for(found, own, x, like, flags, len(initial), extras)
-
-
-def in_record(options: Options, residuals: Sequence[Tensor], extras: Extras) -> Residuals:
-    """What `layer` returned for its backward pass, by name."""
-    kernels, rest = _kernels(), list(residuals)
-    spec = kernels.find_cell(options.cell)
-    sent = rest.pop() if extras.dropout is not None else None
-    inner = rest.pop() if spec.inner is not None else None
-    saved = rest.pop() if len(rest) == spec.states else None
-    return kernels.Residuals(tuple(rest), saved, inner, sent)  # type: ignore[no-any-return]
-
-
-def asked_for(
-    found: Gradients,
-    own: Sequence[LayerWeights],
-    x: Tensor,
-    like: Sequence[Tensor],
-    flags: Sequence[bool],
-    n_initial: int,
-    extras: Extras,
-) -> list[Tensor]:
-    """The gradients that `layer_backward` returns; like, flags: the tensors but x, and which gradients are wanted."""
+        again = backward_again(problem, config, weights, y, dy, launches or [], wanted, batch_first=batch_first)
+        notes.append(again)
     gradients = [g for of_w, w in zip(found.weights, own) for g, t in zip(of_w, w) if t is not None]  # noqa: B905  0.5 us
-    if n_initial:
-        gradients += found.initial or (None,) * n_initial
+    if initial:
+        gradients += found.initial or (None,) * spec.states
     if extras.reset_state:
-        gradients += found.reset_state or (None,) * len(extras.reset_state)
+        gradients += found.reset_state or (None,) * spec.states
     if found.x is not None:
         gradients, like, flags = [*gradients, found.x], (*like, x), (*flags, True)
     return [
