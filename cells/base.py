@@ -189,7 +189,7 @@ class RecurrentBase(nn.RNNBase, Interop):
             self.recurrent_dropout,
             self.zoneout_rates,
             self._keep,
-            cast("list[Tensor]", self._flat_weights),
+            self._flat_weights,  # type: ignore[arg-type]
             self._flat_weights_names,
         )
 
@@ -238,7 +238,7 @@ class RecurrentBase(nn.RNNBase, Interop):
         decision = decide(call)
         if decision.refused:
             raise RuntimeError(refusal(type(self).__name__, decision.reasons))
-        if decision.path != "kernels" or torch.compiler.is_compiling():
+        if decision.path != "kernels" or (decision.notes is None and torch.compiler.is_compiling()):
             return self._run(call, decision)
         try:
             return self._run(call, decision)

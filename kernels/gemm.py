@@ -73,8 +73,18 @@ class History(NamedTuple):
     def walks_back(self, direction: int) -> bool:
         return direction == 1 or self.reverse
 
+    def shifts(self, direction: int) -> bool:
+        """Whether h before a step, as far as the step's gradient is not zero, is that of its neighbour in memory: zero
+        past a row's end, where the other direction starts."""
+        extras = self.extras
+        if extras.resets is not None or extras.starts is not None:
+            return False
+        return extras.lengths is None or self.initial is None or not self.walks_back(direction)
+
     def of(self, tensor: torch.Tensor, direction: int, hidden: int) -> torch.Tensor:
         """A direction's own part of a tensor as `sent`."""
+        if tensor.shape[-1] == hidden:
+            return tensor
         return tensor[..., direction * hidden : (direction + 1) * hidden]
 
     def before(self, direction: int, hidden: int) -> torch.Tensor:
@@ -171,13 +181,18 @@ def gradients_of_weights(
     with in_precision(problem, da.device):
         for direction, w in enumerate(weights):
             columns = slice(direction * rows, (direction + 1) * rows)
-            da_d, dx_d = da[..., columns], dx[..., columns].reshape(-1, rows)
+            da_d, dx_d = (da, dx) if len(weights) == 1 else (da[..., columns], dx[..., columns])
+            dx_d = dx_d.reshape(-1, rows)
+            b_ih = dx_d.sum(0) if wanted.b_ih and w.b_ih is not None else None
+            b_hh = None
+            if wanted.b_hh and w.b_hh is not None:
+                b_hh = b_ih.clone() if dx is da and b_ih is not None else da_d.reshape(-1, rows).sum(0)
             found.append(
                 WeightGradients(
                     dx_d.t() @ rows_of_x if wanted.w_ih else None,
                     _gradient_of_w_hh(problem, history, direction, da_d, hidden) if wanted.w_hh else None,
-                    dx_d.sum(0) if wanted.b_ih and w.b_ih is not None else None,
-                    da_d.flatten(0, -2).sum(0) if wanted.b_hh and w.b_hh is not None else None,
+                    b_ih,
+                    b_hh,
                 )
             )
             if wanted.x:
@@ -194,7 +209,7 @@ def _gradient_of_w_hh(
     """da^T times what W_hh multiplied, over all steps."""
     cell = find_cell(problem.cell)
     rows = da.shape[-1]
-    if history.extras.reorders or cell.inner is not None:
+    if cell.inner is not None or not history.shifts(direction):
         before, flat = history.before(direction, hidden), da.reshape(-1, rows)
         if cell.inner is None:
             return flat.t() @ before
@@ -224,11 +239,11 @@ def in_precision(problem: Problem, device: torch.device) -> AbstractContextManag
         wanted = "high" if problem.precision == "tf32" else "highest"
     changes = wanted is not None and wanted != torch.get_float32_matmul_precision()
     if not (changes or torch._C._is_any_autocast_enabled()):
-        return _AS_IT_IS
+        return AS_IT_IS
     return _set_precision(device.type, wanted)
 
 
-_AS_IT_IS = nullcontext()
+AS_IT_IS = nullcontext()
 
 
 @contextmanager

@@ -47,11 +47,7 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
     executor = substitute()
-    which = problem, config, device, executor is not None
-    launcher = launcher_of(*which)
-    if launcher.cell is not CELLS.get(problem.cell):  # the name was given away anew
-        launcher_of.cache_clear()
-        launcher = launcher_of(*which)
+    launcher = current_launcher(problem, config, device, executor is not None)
     if launcher.cooperative:
         raise_if_stalled(device)
     if executor is None:
@@ -59,6 +55,15 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
     else:
         launcher.interpret(executor, groups)
         raise_if_stalled(device)
+
+
+def current_launcher(problem: Problem, config: Config, device: torch.device, substituted: bool) -> Launcher:
+    """The one of these, for the cell that has the problem's name today."""
+    launcher = launcher_of(problem, config, device, substituted)
+    if launcher.cell is not CELLS.get(problem.cell):  # the name was given away anew
+        launcher_of.cache_clear()
+        launcher = launcher_of(problem, config, device, substituted)
+    return launcher
 
 
 @dataclass
@@ -87,7 +92,7 @@ class Launcher:
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"
-        self.least = least_grid(problem, config)
+        self.least, self.tiles = least_grid(problem, config), batch_tiles(problem, config)
         arch = ("interpreter", 0) if substituted else from_device(device).arch
         # For AMD Triton compiles one thing more in that is not looked at here: whether a tensor has 2 GiB.
         self.remembers = arch[0] == "cuda"
@@ -106,13 +111,29 @@ class Launcher:
 
     def run(self, groups: dict[str, Any]) -> None:
         """Launch on the GPU."""
+        self._on_its_device(self._run, groups)
+
+    def repeat(self, found: tuple[Any, Fit], arguments: list[Any]) -> None:
+        """Launch what `remembered` found, with these arguments."""
+        if self.cooperative:
+            raise_if_stalled(self.device)
+        self._on_its_device(self._hand_over, found, arguments)
+
+    def remembered(self, groups: dict[str, Any]) -> tuple[tuple[Any, Fit], list[Any]] | None:
+        """The compiled kernel that a launch of these groups takes, and its arguments, addresses in place of tensors;
+        None where that is worked out at every launch."""
+        arguments, key = _addresses(self.names, groups)
+        found = self.compiled_for.get(key)
+        return None if found is None else (found, arguments)
+
+    def _on_its_device(self, start: Callable[..., None], *arguments: Any) -> None:
         active = driver.active
         current = active.get_current_device()
         if self.device.index is None or self.device.index == current:
-            self._run(groups, active.get_current_stream(current))
+            start(*arguments, active.get_current_stream(current))
         else:
             with torch.cuda.device(self.device):
-                self._run(groups, active.get_current_stream(self.device.index))
+                start(*arguments, active.get_current_stream(self.device.index))
 
     def interpret(self, executor: Executor, groups: dict[str, Any]) -> None:
         """Let `executor` run every program to its end."""
@@ -133,6 +154,10 @@ class Launcher:
                 self.compiled_for[key] = found
             # As tensors: Triton's launcher then asks the driver whether the GPU can read them.
             arguments = [groups.get(name) for name in self.names]
+        self._hand_over(found, arguments, stream)
+
+    def _hand_over(self, found: tuple[Any, Fit], arguments: list[Any], stream: int) -> None:
+        """To Triton's launcher."""
         compiled, fit = found
         enter, leave, metadata = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, None
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler listens
@@ -145,7 +170,7 @@ class Launcher:
             handles = compiled.function, compiled.packed_metadata
             compiled.run(grid, 1, 1, stream, *handles, metadata, enter, leave, *arguments, *self.constants)
 
-        self._start(start, fit, WAIT_LIMIT, groups["walk_bits"])
+        self._start(start, fit, WAIT_LIMIT, arguments[self.place_of_walk])
 
     def _start(self, start: Callable[[int, Team, int], None], fit: Fit, spin_limit: int, walk_bits: int) -> None:
         """Start as many teams as fit, fewer if the driver does not take that many; directions in turns if need be."""
@@ -153,7 +178,7 @@ class Launcher:
         if walk_bits >> 2:  # one direction is asked for
             problem = replace(problem, directions=1)
         if not self.cooperative:
-            start(problem.directions * batch_tiles(problem, config), _ALONE, walk_bits)
+            start(problem.directions * self.tiles, _ALONE, walk_bits)
             return
         while True:
             if fit.resident < self.least:

@@ -108,6 +108,7 @@ def forward_layer(
     reverse: bool = False,
     keep: Keep = "nothing",
     extras: Extras = PLAIN,
+    noted: list[dict[str, Any]] | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals]:
     """One layer over a whole sequence.
 
@@ -116,6 +117,7 @@ def forward_layer(
     initial:  one tensor [D, B, H] per state of the cell, h first; None for zeros.
     reverse:  a single direction walks from T - 1 to 0. With two, the second always does.
     extras:   lengths, resets and what else the loop does; `problem.features` must name the same.
+    noted:    a list that gets the groups of every launch.
 
     Returns y [T, B, D * H] (packed: [rows, D * H]), contiguous, one final state [D, B, H] per state, and what the
     backward pass needs; all in `problem.dtype`, to which x, weights and initial states are cast. A long, wide call is
@@ -161,6 +163,8 @@ def forward_layer(
         }
         if extras.reset_state is not None:
             groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
+        if noted is not None:
+            noted.append(groups)
         launch(problem, config, x.device, groups)
 
     out = Outputs(y, residuals.kept or None, residuals.saved, residuals.inner, residuals.sent)
@@ -198,6 +202,7 @@ def backward_layer(
     reverse: bool = False,
     wanted: Wanted = ALL,
     extras: Extras = PLAIN,
+    noted: list[dict[str, Any]] | None = None,
 ) -> Gradients:
     """Gradients of `forward_layer`'s x, weights, initial and reset states, from those of y and the final states.
 
@@ -205,6 +210,7 @@ def backward_layer(
     dy:            as y, any strides, or None where nothing used y.
     d_final:       one [D, B, H] per state, or None for each that nothing used.
     wanted:        which of all gradients are computed; of initial and reset states only where such are given.
+    noted:         a list that gets the groups of every launch.
     """
     x, weights, initial = _cast(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
@@ -253,6 +259,8 @@ def backward_layer(
             "B": batch_size,
             "walk_bits": walk_bits,
         }
+        if noted is not None:
+            noted.append(groups)
         launch(problem, config, y.device, groups)
 
     if batch_size == 0:

@@ -82,10 +82,10 @@ def checked_lengths(lengths: Lengths, T: int, B: int, *, batched: bool, device: 
         raise ValueError(f"lengths should be of shape {expected}, got {tuple(lengths.shape)}")
     if not _readable_at_no_cost(lengths):
         return lengths.to(device, torch.int64).clamp(0, T)
-    shortest, longest = lengths.aminmax() if B > 0 else (0, 0)
-    if shortest < 0 or longest > T:
-        row = int(((lengths < 0) | (lengths > T)).nonzero()[0])
-        raise ValueError(f"lengths should lie in [0, {T}], as x has {T} steps, got {int(lengths[row])} for row {row}")
+    numbers = lengths.tolist()  # 2 us of a CPU core for 16 rows, where comparisons of tensors take 8
+    if numbers and not (min(numbers) >= 0 and max(numbers) <= T):
+        row, number = next((row, number) for row, number in enumerate(numbers) if not 0 <= number <= T)
+        raise ValueError(f"lengths should lie in [0, {T}], as x has {T} steps, got {number} for row {row}")
     return lengths.to(device, torch.int64)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ...autotune import current_mode
 from ...kernels.plan import Plan, Reason
 from ...kernels.problem import Problem
 from ...kernels.resources import NotResidentError
@@ -70,6 +71,8 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         decision = Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, keep)
         if found:
             decision = decision._replace(path=eager_path(call), reasons=found, keep="nothing")
+        elif key is not None and _repeats(call, facts):
+            decision = decision._replace(notes=[])
         # Whether torch's op can run on segments is a question to the numbers in lengths.
         if key is not None and not (found and call.ragged):
             if len(_decided) >= MOST_REMEMBERED:
@@ -185,6 +188,22 @@ def _keep(call: Call, facts: Facts) -> Keep:
     if _kept_bytes(problem, call, "save") > SAVE_AT_MOST:
         return "recompute"
     return faster_keep(problem, limits_of(call.x.device), length=call.steps) or "save"
+
+
+def _repeats(call: Call, facts: Facts) -> bool:
+    """Whether calls of this decision are alike but for where their tensors lie: no options but lengths, nothing to be
+    cast, and always the same config."""
+    from ...autotune.pin import pinned_config
+    from ...kernels.executor import substitute
+
+    layers, loop = call.layers, facts.loop
+    if call.return_gates or layers.noisy or layers.drops or layers.proj_size or not set(loop.features) <= {"lengths"}:
+        return False
+    if call.batch_size == 0 or (call.hx is not None and loop.directions > 1):
+        return False
+    if substitute() is not None or pinned_config() is not None or current_mode() == "tune-on-miss":
+        return False
+    return all([t.dtype is loop.dtype for t in facts.tensors])
 
 
 def _kept_bytes(problem: Problem, call: Call, keep: Keep) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -174,6 +174,8 @@ class Decision(NamedTuple):
     autocast:  what autocast turns x into, None where it does not.
     loop:      what a kernel would compute; None where none was thought of.
     keep:      what a call on the kernels keeps for its backward pass.
+    notes:     of a remembered decision for the kernels: what repeats each layer of such a call (see `ops.again`), empty
+               before the first; None where calls are not alike enough.
     """
 
     path: Literal["kernels", "onnx", "op", "fused", "ragged", "recurrence"]
@@ -183,6 +185,7 @@ class Decision(NamedTuple):
     autocast: torch.dtype | None = None
     loop: Loop | None = None
     keep: Keep = "nothing"
+    notes: list[Any] | None = None
 
 
 def as_tuple(state: State | None) -> tuple[Tensor, ...]:

@@ -112,7 +112,8 @@ class _Layer(torch.autograd.Function):
         ctx.extras, ctx.counts, ctx.n_inputs = extras, counts, 1 + len(rest)
         residuals = results[1 + n_states :]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*residuals)
+        if residuals:
+            ctx.mark_non_differentiable(*residuals)
         ctx.save_for_backward(x, *rest, results[0], *residuals)
         # For a GPU autograd has a thread of its own, which does not see what a `with` block around the forward pass
         # has set: the pinned config, the interpreter.
@@ -172,7 +173,7 @@ def _under_vmap(grads: Sequence[Tensor | None]) -> bool:
     """Whether this backward pass computes many gradients at once: torch.func's vmap, or autograd's own older one."""
     if peek_interpreter_stack() is not None:
         return True
-    return any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)
+    return any([is_legacy_batchedtensor(grad) for grad in grads if grad is not None])
 
 
 def _through_recurrence(

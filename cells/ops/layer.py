@@ -23,6 +23,8 @@ from .derivative import differentiable_layer
 from .options import Options, schema, told, told_wanted
 
 if TYPE_CHECKING:
+    from ...kernels.again import ForwardAgain
+    from ...kernels.backward_again import BackwardAgain
     from ...kernels.config import Config
     from ...kernels.gemm import Wanted
     from ...kernels.kept import Keep
@@ -48,20 +50,24 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
 
 
 def run_forward(
-    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], options: Options, keep: Keep, extras: Extras
+    x: Tensor,
+    weights: Sequence[Tensor],
+    initial: Sequence[Tensor | None],
+    options: Options,
+    keep: Keep,
+    extras: Extras,
+    notes: list[ForwardAgain | None] | None = None,
 ) -> list[Tensor]:
-    """`layer` with its arguments in their records."""
+    """`layer` with its arguments in their records; notes: gets what repeats the call, None where nothing can."""
     problem, config = _chosen(x, weights, options, extras, "forward", keep)
-    y, final, residuals = _kernels().forward_layer(
-        problem,
-        config,
-        x,
-        by_direction(weights, options.directions),
-        given(initial),
-        batch_first=options.batch_first,
-        keep=keep,
-        extras=extras,
-    )
+    launches: list[dict[str, Any]] | None = None if notes is None else []
+    own, states, batch_first = by_direction(weights, options.directions), given(initial), options.batch_first
+    more = {"batch_first": batch_first, "keep": keep, "extras": extras, "noted": launches}
+    y, final, residuals = results = _kernels().forward_layer(problem, config, x, own, states, **more)
+    if notes is not None:
+        from ...kernels.again import forward_again
+
+        notes.append(forward_again(problem, config, weights, results, launches or [], batch_first=batch_first))
     if keep == "nothing":
         return [y, *final]
     _select().remember_pin(y)
@@ -129,13 +135,16 @@ def run_backward(
     needs_dx: bool,
     extras: Extras,
     bits: int,
+    notes: list[BackwardAgain | None] | None = None,
 ) -> list[Tensor]:
-    """`layer_backward` with its arguments in their records; bits: which gradients are wanted."""
+    """`layer_backward` with its arguments in their records; bits: which gradients are wanted; notes: as for
+    `run_forward`."""
     kernels, pin_of = _kernels(), _select().pin_of
     spec, rest = kernels.find_cell(options.cell), list(residuals)
     sent = rest.pop() if extras.dropout is not None else None
     inner = rest.pop() if spec.inner is not None else None
     saved = rest.pop() if len(rest) == spec.states else None
+    kept = kernels.Residuals(tuple(rest), saved, inner, sent)
     keep: Keep = "recompute" if saved is None else "save"
     pin = pin_of(y)
     if pin is None:
@@ -143,22 +152,17 @@ def run_backward(
     else:
         problem, config = options.problem(x, weights, extras, "backward"), pin
     own, like = by_direction(weights, options.directions), (*weights, *initial, *(extras.reset_state or ()))
-    flags = _flags(bits, len(like))
+    flags = flags_of(bits, len(like))
     wanted = _wanted(needs_dx, flags, len(weights), len(initial), options.directions)
-    found = kernels.backward_layer(
-        problem,
-        config,
-        x,
-        own,
-        initial or None,
-        y,
-        kernels.Residuals(tuple(rest), saved, inner, sent),
-        dy,
-        d_final,
-        batch_first=options.batch_first,
-        wanted=wanted,
-        extras=extras,
-    )
+    batch_first = options.batch_first
+    launches: list[dict[str, Any]] | None = None if notes is None else []
+    more = {"batch_first": batch_first, "wanted": wanted, "extras": extras, "noted": launches}
+    found = kernels.backward_layer(problem, config, x, own, initial or None, y, kept, dy, d_final, **more)
+    if notes is not None:
+        from ...kernels.backward_again import backward_again
+
+        again = backward_again(problem, config, weights, y, dy, launches or [], wanted, batch_first=batch_first)
+        notes.append(again)
     gradients = [g for of_w, w in zip(found.weights, own) for g, t in zip(of_w, w) if t is not None]  # noqa: B905  0.5 us
     if initial:
         gradients += found.initial or (None,) * spec.states
@@ -185,7 +189,7 @@ def fake_layer_backward(
 ) -> list[Tensor]:
     options, needs_dx, extras = told(arguments)
     tensors = (*weights, *initial, *(extras.reset_state or ()))
-    wanted = _flags(told_wanted(arguments), len(tensors))
+    wanted = flags_of(told_wanted(arguments), len(tensors))
     gradients = [t.new_empty(t.shape) for t, asked in zip(tensors, wanted, strict=True) if asked]
     if needs_dx:
         dx = x.new_empty(*y.shape[:-1], x.shape[-1])
@@ -193,7 +197,7 @@ def fake_layer_backward(
     return gradients
 
 
-def _flags(bits: int, count: int) -> tuple[bool, ...]:
+def flags_of(bits: int, count: int) -> tuple[bool, ...]:
     return tuple([bool(bits >> index & 1) for index in range(count)])
 
 
