@@ -16,7 +16,7 @@ import triton.language as tl
 @triton.constexpr_function
 def loop_of_product(LOOP, COUNT):
     """The numbers of one product of COUNT gates, where LOOP.PARTS says how often a single gate has room."""
-    parts = max(1, LOOP.PARTS // triton.next_power_of_2(COUNT))
+    parts = max(1, LOOP.PARTS // max(1, triton.next_power_of_2(COUNT)))  # COUNT is 0 where there is one product
     numbers = {"PARTS": parts}
     if parts > 1:
         part = triton.cdiv(LOOP.HIDDEN, 16 * parts) * 16
