@@ -202,7 +202,7 @@ def _call(layer: _Layer) -> Callable[[], Sequence[torch.Tensor]]:
         found = backward_layer(
             problem, config, x, weights, None, y, residuals, dy, d_final, wanted=Wanted(x=False), extras=extras
         )
-        return [*found.initial, *found.reset_state, *(g for w in found.weights for g in w if g is not None)]
+        return [*found.reset_state, *(g for w in found.weights for g in w if g is not None)]
 
     return backward
 
@@ -234,7 +234,7 @@ def _call_of_torch(
             parameter.copy_(weight)
     module.flatten_parameters()
     rows = (problem.directions, problem.batch_size, problem.hidden_size)
-    initial = tuple(x.new_zeros(rows).requires_grad_() for _ in range(find_cell(problem.cell).states))
+    initial = tuple(x.new_zeros(rows) for _ in range(find_cell(problem.cell).states))
 
     def forward() -> list[torch.Tensor]:
         with _float32_products(problem):
@@ -256,7 +256,7 @@ def _call_of_torch(
 
     def backward() -> Sequence[torch.Tensor]:
         with _float32_products(problem):
-            return torch.autograd.grad(results, [*initial, *module.parameters()], gradients, retain_graph=True)
+            return torch.autograd.grad(results, [*module.parameters()], gradients, retain_graph=True)
 
     return backward
 

@@ -206,6 +206,7 @@ class RecurrentBase(nn.RNNBase, Interop):
         resets: Tensor | None = None,
         reset_state: Any = None,
         return_gates: bool = False,
+        **unknown: Any,
     ) -> tuple[Any, ...]:
         """Run the module. input, hx, results and errors are those of the torch.nn module of the same name.
 
@@ -229,6 +230,8 @@ class RecurrentBase(nn.RNNBase, Interop):
         if isinstance(input, Proxy):
             given = {"lengths": lengths, "resets": resets, "reset_state": reset_state, "return_gates": return_gates}
             return self._as_one_node(input, hx, {k: v for k, v in given.items() if v is not None and v is not False})
+        if unknown:
+            raise TypeError(self._unexpected(next(iter(unknown))))
         if rest:
             lengths, resets, reset_state, return_gates = _given_by_position(rest)
         call = self._checked(input, hx, lengths, resets, reset_state, return_gates)

@@ -16,6 +16,14 @@ class Interop:
         tracer = cast(Tracer, input.tracer)
         return tracer.create_proxy("call_module", tracer.path_of_module(cast(Any, self)), (input, second), options)
 
+    def _unexpected(self, argument: str) -> str:
+        """What is wrong with an argument that forward does not know, in Python's words, and what may be behind it."""
+        return (
+            f"forward() got an unexpected keyword argument {argument!r}. Code that asks isinstance for torch.nn's "
+            f"class may have taken {_named(self)} for one of its own, as torchrl's LSTMModule does: "
+            "holdfast.convert(model, keep_isinstance=True) makes it torch.nn's as well"
+        )
+
     def __prepare_scriptable__(self) -> NoReturn:
         """torch.jit.script asks for this of each module before it compiles any.
 

@@ -75,3 +75,12 @@ def test_fx_traces_it_as_one_node(module, keep):
     h = torch.randn(1, 2, 4) if x.dim() == 3 else torch.randn(2, 4)
     hx = (h, -h) if "LSTM" in module.__name__ else h
     torch.testing.assert_close(traced(x, hx), model(x, hx), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("module", [holdfast.LSTM(3, 4), holdfast.GRU(3, 4), holdfast.RNN(3, 4)], ids=type)
+def test_an_unknown_argument_names_keep_isinstance(module):
+    """torchrl passes `mask` to what is no torch.nn.LSTM: it takes it for its own."""
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'mask'.*keep_isinstance=True"):
+        module(torch.zeros(2, 1, 3), mask=None)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+        holdfast.to_torch(module)(torch.zeros(2, 1, 3), mask=None)

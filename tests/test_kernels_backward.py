@@ -73,7 +73,7 @@ def test_directions_that_do_not_fit_at_once_take_turns(cell, exchange, split, mo
     """37 units are 3 programs a direction, forwards, and 3 or 4 backwards: two launches for each where 5 fit."""
     config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
     monkeypatch.setattr(Case, "config", config)
-    case = Case(cell, "cooperative", torch.float32, 37, 18, 3, directions=2)
+    case = Case(cell, "cooperative", torch.float32, 37, 3, 2, directions=2)
     layer, found = Layer(case, seed=1), []
     dy, *d_final = layer.loss_weights()
     for resident, launches in [(132, 2), (5, 4)]:
