@@ -29,7 +29,7 @@ from triton.language.extra.cuda import globaltimer
 
 from ..compiled_for import compiled_for
 from .interleave import neighbours, operand_rows
-from .parts import for_each_part, part_of_row
+from .parts import part_of_row
 from .spin import (
     CLOCK_POLLS,
     name_of,
@@ -55,17 +55,6 @@ class Sent(NamedTuple):
     row_ok: Any  # [BLOCK_B]: rows that are there; the others count as zeros
     low: Any  # the columns that are read: from low (None: 0) to high. They and all offsets are multiples of HIDDEN
     high: Any  # or of 16
-
-
-@triton.jit
-def sent_states(base, row_ok, WIDTH: tl.constexpr, LOOP: tl.constexpr):
-    """All units of a batch tile whose rows lie WIDTH apart, as the product of this LOOP reads them."""
-    row_offsets = tl.arange(0, LOOP.BLOCK_B) * WIDTH
-    if LOOP.PARTS > 1:
-        ROWS: tl.constexpr = LOOP.BLOCK_B // LOOP.PARTS
-        row_offsets = tl.arange(0, LOOP.BLOCK_B) % ROWS * WIDTH + part_of_row(LOOP) * LOOP.PART
-        row_ok = for_each_part(row_ok, LOOP)
-    return Sent(base=base, row_offsets=row_offsets, row_ok=row_ok, low=None, high=LOOP.HIDDEN)
 
 
 @triton.constexpr_function

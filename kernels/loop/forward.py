@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import publish, sent_states
+from .exchange import Sent, publish
 from .forward_step import gate_values, inner_tile, next_state
 from .groups import Team
-from .parts import loop_of_product
+from .parts import for_each_part, loop_of_product, offsets_of_rows
 from .product import await_operand, product
 from .tiles import (
     load_bias,
@@ -134,7 +134,9 @@ def forward(
             mask_here = me.unit_ok[:, None] & now.here[None, :]
             # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
-            sent = sent_states(source, readable, WIDTH, PRODUCT)
+            starts = offsets_of_rows(WIDTH, PRODUCT)
+            there = for_each_part(readable, PRODUCT)
+            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
             expected = (passed + step) * ARRIVALS
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
             # The next step's inputs travel while this step computes and the next one waits for its team.
@@ -150,7 +152,9 @@ def forward(
                 if out.inner is not None:
                     inner = out.inner + start
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
-                sent = sent_states(inner, now.here, WIDTH, INNER_PRODUCT)
+                starts = offsets_of_rows(WIDTH, INNER_PRODUCT)
+                there = for_each_part(now.here, INNER_PRODUCT)
+                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
                 expected += LOOP.MEMBERS
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)

@@ -45,10 +45,24 @@ def part_of_row(LOOP: tl.constexpr):
 
 
 @triton.jit
+def offsets_of_rows(WIDTH: tl.constexpr, LOOP: tl.constexpr):
+    """Where each row of the gathered operand begins, WIDTH apart in memory."""
+    row = tl.arange(0, LOOP.BLOCK_B)
+    if LOOP.PARTS == 1:
+        return row * WIDTH
+    else:
+        ROWS: tl.constexpr = LOOP.BLOCK_B // LOOP.PARTS
+        return row % ROWS * WIDTH + part_of_row(LOOP) * LOOP.PART
+
+
+@triton.jit
 def for_each_part(of_row, LOOP: tl.constexpr):
     """What each row of the batch has, once for each part: [PARTS * rows]."""
-    ROWS: tl.constexpr = of_row.shape[0]
-    return tl.reshape(tl.broadcast_to(of_row[None, :], (LOOP.PARTS, ROWS)), (LOOP.PARTS * ROWS,))
+    if LOOP.PARTS == 1:
+        return of_row
+    else:
+        ROWS: tl.constexpr = of_row.shape[0]
+        return tl.reshape(tl.broadcast_to(of_row[None, :], (LOOP.PARTS, ROWS)), (LOOP.PARTS * ROWS,))
 
 
 @triton.jit
