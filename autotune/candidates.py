@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import triton
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config, Exchange
-from ..kernels.describe import dot_precision
+from ..kernels.describe import dot_precision, parts_of_sums
 from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.resources import DeviceLimits
@@ -150,13 +150,14 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     for tiling in _tilings(problem, limits):
         if tiling.aligned and problem.hidden_size % 16:
             continue
-        if problem.hidden_size > _LARGE and find_cell(problem.cell).inner is not None:
+        if find_cell(problem.cell).inner is not None and _two_products_spill(problem, tiling):
             continue
-        exchange = "barrier" if much else tiling.exchange
         split = gates * tiling.shares if problem.phase == "backward" else 1
         units = tiling.rows // max(gates, split)
         for block_k in (256, 128, 64, 32):
-            config = Config("cooperative", tiling.columns, units, block_k, tiling.num_warps, 1, exchange, split)
+            config = Config("cooperative", tiling.columns, units, block_k, tiling.num_warps, 1, tiling.exchange, split)
+            if much and parts_of_sums(problem, config, limits.arch) == 1:
+                config = replace(config, exchange="barrier")
             if block_k <= tiling.block_k and columns(problem, config) <= tiling.max_k:
                 yield config
 
@@ -164,12 +165,25 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
 def _keeps_much(problem: Problem) -> bool:
     """Whether a loop holds so much beside h that polling all of h spills; a barrier reads it chunk by chunk.
 
+    Not so of two products whose sums are in parts (see `describe.parts_of_sums`): there fewer words are kept at once.
+
     bf16, dataflow, sm_90: an LSTM of 768 with every feature spills 80 bytes forwards and 88 backwards, a GRU of 1024
     with two products 512 and 296, a packed GRU of 1408 280 backwards; none with a barrier.
     """
     noise = {"recurrent_dropout", "zoneout"}
     large = problem.hidden_size > _LARGE and bool(problem.features)
     return large or find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
+
+
+def _two_products_spill(problem: Problem, tiling: Tiling) -> bool:
+    """Whether a tiling that is good for one product a step has no registers for two.
+
+    Two warp groups on the same 64 rows, sm_90: bf16 768 with 64 columns spills 248 bytes and goes to local memory 70
+    times a step, backwards 208 and 29; TF32 of 512 with 32 columns 176 and 39; of 768 432 and 118, backwards with 64
+    columns 320 and 100.
+    """
+    crowded = (tiling.rows, tiling.num_warps) == (64, 8) and tiling.columns > 16 and tiling.on_wgmma is not False
+    return problem.hidden_size > _LARGE or crowded
 
 
 _LARGE = 1024

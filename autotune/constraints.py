@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 import triton
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import dot_precision, least_grid, part_of_product
+from ..kernels.describe import chunks, dot_precision, least_grid, loop_of, part_of_product, parts_of_sums
+from ..kernels.loop.groups import Loop
+from ..kernels.loop.parts import loop_of_product
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
 
@@ -34,7 +37,7 @@ def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footpri
     AMD: both lie in registers, and shared memory serves one chunk's change of layout.
     """
     width = operand_bytes(problem, limits)
-    k = columns(problem, config)
+    k = max(padded_sums(problem, config, limits))
     rows = weight_rows(problem, config)
     gathered = gathered_rows(problem, config)
     weights = weight_bytes(problem, config, limits)
@@ -47,7 +50,7 @@ def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footpri
         scratch = min(rows * config.BLOCK_B * 4, 12 * 1024)
         return Footprint(weights + gathered * k * width + scratch, rows * config.BLOCK_B * 4 // thread_bytes)
     # What is polled comes all at once; behind a barrier a chunk follows the other through the same memory.
-    operand = gathered * (k if config.exchange == "dataflow" else min(k, config.BLOCK_K)) * width
+    operand = gathered * (k if config.exchange == "dataflow" else chunk_columns(problem, config, limits)) * width
     polled = gathered * k * problem.dtype.itemsize if config.exchange == "dataflow" else 0
     return Footprint(shared=weights + operand + 64, registers=polled // thread_bytes)
 
@@ -65,6 +68,35 @@ def columns(problem: Problem, config: Config) -> int:
         return config.BLOCK_H
     summed = part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size
     return math.ceil(summed / config.BLOCK_K) * config.BLOCK_K
+
+
+def products(problem: Problem, config: Config, limits: DeviceLimits) -> tuple[Loop, ...]:
+    """The numbers of each product that has rows of its own: two where `loop.parts` cuts their sums."""
+    loop, cell = loop_of(problem, config, limits.arch), find_cell(problem.cell)
+    if loop.PARTS == 1:
+        return (loop,)
+    return tuple(loop_of_product(loop, gates) for gates in (cell.outer_gates, cell.gates - cell.outer_gates))
+
+
+def padded_sums(problem: Problem, config: Config, limits: DeviceLimits) -> tuple[int, ...]:
+    """`columns` of each product, all parts of a sum together."""
+    if parts_of_sums(problem, config, limits.arch) == 1:
+        return (columns(problem, config),)
+    return tuple(p.PARTS * p.CHUNKS * p.BLOCK_K for p in products(problem, config, limits))
+
+
+def chunk_columns(problem: Problem, config: Config, limits: DeviceLimits) -> int:
+    """Numbers of a gathered row that a product reads at once behind a barrier: a chunk of every part."""
+    if parts_of_sums(problem, config, limits.arch) == 1:
+        return min(config.BLOCK_K, columns(problem, config))
+    return max(p.PARTS * p.BLOCK_K for p in products(problem, config, limits))
+
+
+def chunks_in_turn(problem: Problem, config: Config, limits: DeviceLimits) -> float:
+    """Tiles of W_hh that a product runs over, one after the other; of two products their mean."""
+    if parts_of_sums(problem, config, limits.arch) == 1:
+        return chunks(problem, config)
+    return mean(p.CHUNKS for p in products(problem, config, limits))
 
 
 def gathered_rows(problem: Problem, config: Config) -> int:
@@ -85,7 +117,12 @@ def operand_bytes(problem: Problem, limits: DeviceLimits) -> int:
 
 def weight_bytes(problem: Problem, config: Config, limits: DeviceLimits) -> int:
     """Bytes of the part of W_hh that one program keeps."""
-    return weight_rows(problem, config) * columns(problem, config) * operand_bytes(problem, limits)
+    rows = weight_rows(problem, config)
+    if parts_of_sums(problem, config, limits.arch) == 1:
+        numbers = rows * columns(problem, config)
+    else:  # as many rows for each product, and a part of the sum in each
+        numbers = sum(rows * p.CHUNKS * p.BLOCK_K for p in products(problem, config, limits))
+    return numbers * operand_bytes(problem, limits)
 
 
 def matrix_bytes(problem: Problem, limits: DeviceLimits) -> int:
@@ -119,8 +156,7 @@ def may_fit_shared(problem: Problem, config: Config, limits: DeviceLimits) -> st
     Of 16 random candidates each for sm_80, sm_90 and sm_100, those that exchange by a barrier took up to 53,000 bytes
     less than `footprint` says, and one took 8,000 bytes more.
     """
-    k = min(config.BLOCK_K, columns(problem, config))
-    chunk = gathered_rows(problem, config) * k * operand_bytes(problem, limits)
+    chunk = gathered_rows(problem, config) * chunk_columns(problem, config, limits) * operand_bytes(problem, limits)
     need = weight_bytes(problem, config, limits) + chunk
     if limits.arch[0] == "cuda" and need > limits.shared_per_block:
         return f"W_hh and a chunk of h take {need} bytes of shared memory, {limits.shared_per_block} are there"
@@ -170,7 +206,7 @@ def fills_its_columns(problem: Problem, config: Config, limits: DeviceLimits) ->
         return None
     needed = part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size
     least = max(32, math.ceil(needed / 32) * 32)
-    padded = columns(problem, config)
+    padded = max(padded_sums(problem, config, limits))
     if padded > least and padded > 1.25 * needed:
         return f"chunks of {config.BLOCK_K} pad {needed} columns to {padded}"
     return None

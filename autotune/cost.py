@@ -12,13 +12,13 @@ import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import chunks, directions_at_once, dot_precision, split_k, team_size
+from ..kernels.describe import directions_at_once, dot_precision, split_k, team_size
 from ..kernels.kept import Keep
 from ..kernels.plan import Provenance
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
 from .constants import Constants, constants_for, weakest
-from .constraints import columns, gathered_rows, matrix_bytes, weight_bytes, weight_rows
+from .constraints import chunks_in_turn, columns, gathered_rows, matrix_bytes, weight_bytes, weight_rows
 from .counts import Counts, counts_of, has_wgmma, matrix_instructions, runs_as_wgmma
 
 
@@ -79,7 +79,7 @@ def estimate(
     if cooperative:
         hops = (1 if find_cell(problem.cell).inner is None else 2) * (1 if split_k(problem, config) == 1 else 2)
         publish = hops * c.visible_clocks.value
-        waits = hops * _wait(problem, config, counts, hops, side_by_side * programs, c)
+        waits = hops * _wait(problem, config, limits, counts, hops, side_by_side * programs, c)
         outside = max(0.0, outside - counts.again_barriers)
 
     units = problem.batch_size * problem.directions * problem.hidden_size
@@ -112,7 +112,9 @@ def _used(problem: Problem, config: Config, limits: DeviceLimits) -> list[str]:
     return used
 
 
-def _wait(problem: Problem, config: Config, counts: Counts, hops: int, programs: int, c: Constants) -> float:
+def _wait(
+    problem: Problem, config: Config, limits: DeviceLimits, counts: Counts, hops: int, programs: int, c: Constants
+) -> float:
     """Clocks of one of a step's waits: its polls, or, behind a counter, polls of that and then the chunks in turn."""
     size = gathered_rows(problem, config) * columns(problem, config) * problem.dtype.itemsize
     all_of_l2 = programs * size / c.l2_bytes_per_us.value * c.clock_mhz.value
@@ -122,7 +124,8 @@ def _wait(problem: Problem, config: Config, counts: Counts, hops: int, programs:
     if config.exchange == "barrier":
         # The arrival, polls of the counter, then each chunk's way from L2, one after the other.
         turn = max(counts.again / hops, c.arrive_clocks.value) + barriers
-        return c.arrive_clocks.value + polls * turn + chunks(problem, config) * c.l2_clocks.value + bytes_clocks
+        in_turn = chunks_in_turn(problem, config, limits) * c.l2_clocks.value
+        return c.arrive_clocks.value + polls * turn + in_turn + bytes_clocks
     last = max(counts.poll / hops, bytes_clocks) + c.l2_clocks.value + barriers
     failed = max(counts.again / hops, bytes_clocks) + c.l2_clocks.value + barriers
     return last + c.failing_polls.value * failed

@@ -17,10 +17,10 @@ import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import chunks, dot_precision, split_k
+from ..kernels.describe import dot_precision, split_k
 from ..kernels.problem import Problem
 from ..kernels.resources import DeviceLimits
-from .constraints import alone_backwards, columns, gathered_rows, weight_rows
+from .constraints import alone_backwards, chunks_in_turn, columns, gathered_rows, weight_rows
 
 FILE = Path(__file__).with_name("counts.json")
 
@@ -114,7 +114,7 @@ def features_of(problem: Problem, config: Config, limits: DeviceLimits) -> Featu
         loads=numbers * size / width / threads if cooperative else 0.0,
         parts=split * own if split > 1 else 0.0,
         products=matrix_instructions(problem, config, limits),
-        chunks=float(chunks(problem, config)),
+        chunks=float(chunks_in_turn(problem, config, limits)),
         units=own,
         gates=own * find_cell(problem.cell).gates,
         lifted=numbers / threads if lifted else 0.0,

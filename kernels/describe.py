@@ -65,6 +65,7 @@ def loop_of(problem: Problem, config: Config, arch: Arch) -> Loop:
         SPLIT_K=split_k(problem, config),
         PART=part_of_product(problem, config),
         CHUNKS=chunks(problem, config),
+        PARTS=parts_of_sums(problem, config, arch),
     )
 
 
@@ -84,8 +85,27 @@ def interleaves(problem: Problem, config: Config, arch: Arch) -> bool:
     warp. Triton 3.6.0 chooses the tiles' layouts along units and takes 6 to 10 barriers a step then, not 4."""
     if problem.phase == "backward" or exchange_of(problem, config, arch[0]) != "spin":
         return False
+    if parts_of_sums(problem, config, arch) > 1:
+        return False  # ordered by warps already (see `parts`)
     is_m64n16 = (config.BLOCK_H, config.BLOCK_B, config.num_warps) == (16, 16, 4)
     return is_m64n16 and find_cell(problem.cell).padded_gates == 4 and arch == ("cuda", 90) and _TRITON >= (3, 7)
+
+
+def parts_of_sums(problem: Problem, config: Config, arch: Arch) -> int:
+    """`Loop.PARTS`: above 1 where each of two products is of its own gates alone (see `loop.parts`).
+
+    On Hopper, where its tile is that of one warp group; in the interpreter, so that it is tested. mma.sync would
+    multiply the blocks that are nobody's too, and tcgen05 brings its results together through shared memory: 39 block
+    barriers a step. One program alone has tiles of more than 64 rows, and the compiler drops those that nobody reads.
+    Features may give each row a pointer of its own, whose alignment is lost where it is repeated for the parts.
+    """
+    cell = find_cell(problem.cell)
+    if cell.inner is None or problem.features or problem.phase == "backward" or config.regime == "single_cta":
+        return 1
+    outer, inner = map(triton.next_power_of_2, (cell.outer_gates, cell.gates - cell.outer_gates))
+    is_group = (cell.padded_gates * config.BLOCK_H, config.BLOCK_B, config.num_warps) == (64, 16, 4)
+    grows = outer + inner > cell.padded_gates  # three gates beside one
+    return cell.padded_gates if is_group and not grows and arch in (("cuda", 90), ("interpreter", 0)) else 1
 
 
 def backend_options(platform: str) -> dict[str, Any]:

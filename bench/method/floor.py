@@ -59,11 +59,12 @@ class Floor:
 
 def exchange_constexprs(problem: Problem, config: Config, arch: Arch) -> dict[str, Any]:
     count = find_cell(problem.cell).gates if problem.phase == "backward" else 1
-    return {"COUNT": count, "LOOP": loop_of(problem, config, arch)}
+    return {"COUNT": count, "LOOP": replace(loop_of(problem, config, arch), PARTS=1)}
 
 
 def weights_constexprs(problem: Problem, config: Config, arch: Arch) -> dict[str, Any]:
-    return {"BACKWARD": problem.phase == "backward", **constexprs(problem, config, arch)}
+    values = constexprs(problem, config, arch)
+    return {"BACKWARD": problem.phase == "backward", **values, "LOOP": replace(values["LOOP"], PARTS=1)}  # one product
 
 
 class Exchange:

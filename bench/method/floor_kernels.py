@@ -99,7 +99,7 @@ def weights_only(
     if BACKWARD:
         weights = load_weights_backwards(w_ptr, me, CELL, LOOP)
     else:
-        weights = load_weights(w_ptr, me.number * LOOP.BLOCK_H, CELL, LOOP)
+        weights = load_weights(w_ptr, me.number * LOOP.BLOCK_H, 0, CELL.gates, LOOP)
 
     row = tl.arange(0, BLOCK_B)
     k = tl.arange(0, BLOCK_K)

@@ -29,6 +29,7 @@ from triton.language.extra.cuda import globaltimer
 
 from ..compiled_for import compiled_for
 from .interleave import neighbours, operand_rows
+from .parts import part_of_row
 from .spin import (
     CLOCK_POLLS,
     name_of,
@@ -98,7 +99,11 @@ def _chunk_mask(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: 
     """The words of a chunk that are there, [ROWS, BLOCK_K // NUMBERS_IN_WORD]."""
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     k = chunk * WORDS + tl.arange(0, WORDS)
-    mask = sent.row_ok[:, None] & (k < sent.high // NUMBERS_IN_WORD)[None, :]
+    if LOOP.PARTS > 1:
+        last = tl.minimum(sent.high - part_of_row(LOOP) * LOOP.PART, LOOP.PART)
+        mask = sent.row_ok[:, None] & (k[None, :] < last[:, None] // NUMBERS_IN_WORD)
+    else:
+        mask = sent.row_ok[:, None] & (k < sent.high // NUMBERS_IN_WORD)[None, :]
     if sent.low is not None:
         mask = mask & (k >= sent.low // NUMBERS_IN_WORD)[None, :]
     return mask

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from .exchange import Sent, publish
-from .forward_step import gate_values, inner_tile, next_state, outer_then_inner
+from .forward_step import gate_values, inner_tile, next_state
 from .groups import Team
+from .parts import for_each_part, loop_of_product, offsets_of_rows
 from .product import await_operand, product
 from .tiles import (
     load_bias,
@@ -70,6 +71,11 @@ def forward(
     WIDTH: tl.constexpr = LOOP.DIRECTIONS * HIDDEN
     STATES: tl.constexpr = CELL.states
     SAVED: tl.constexpr = LOOP.SAVED
+    OUTER: tl.constexpr = CELL.gates if CELL.inner is None else CELL.outer_gates
+    INNER: tl.constexpr = CELL.gates - OUTER
+    APART: tl.constexpr = LOOP.PARTS > 1  # else both products are of all gates' rows
+    PRODUCT: tl.constexpr = loop_of_product(LOOP, OUTER)
+    INNER_PRODUCT: tl.constexpr = loop_of_product(LOOP, INNER)
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
     ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
     me = this_member(walk_bits, LOOP)
@@ -79,9 +85,11 @@ def forward(
     if LOOP.EXCHANGE == "barrier":
         team = Team(arrivals=team.arrivals + me.team * 32, status=team.status, spin_limit=limit, partial=None)
 
-    weights = load_weights(
-        of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me.number * LOOP.BLOCK_H, CELL, LOOP
-    )
+    w_hh = of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS)
+    weights = load_weights(w_hh, me.number * LOOP.BLOCK_H, 0, OUTER if APART else CELL.gates, PRODUCT)
+    inner_weights = weights
+    if APART:
+        inner_weights = load_weights(w_hh, me.number * LOOP.BLOCK_H, OUTER, INNER, INNER_PRODUCT)
     bias = load_bias(layer.b_hh, me, CELL, LOOP)
     p = load_parameters(layer.parameters, me, CELL, LOOP)
     row = tl.arange(0, LOOP.BLOCK_B)
@@ -126,14 +134,16 @@ def forward(
             mask_here = me.unit_ok[:, None] & now.here[None, :]
             # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
-            sent = Sent(base=source, row_offsets=row * WIDTH, row_ok=readable, low=None, high=HIDDEN)
+            starts = offsets_of_rows(WIDTH, PRODUCT)
+            there = for_each_part(readable, PRODUCT)
+            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
             expected = (passed + step) * ARRIVALS
-            operand, missing = await_operand((h,), sent, follows, expected, limit, team, LOOP)
+            operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
             # The next step's inputs travel while this step computes and the next one waits for its team.
             ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
             inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
-            acc, limit = product(weights, operand, missing, sent, limit, team, LOOP)
-            a = recurrent_gates(acc, bias, CELL, LOOP)
+            acc, limit = product(weights, operand, missing, sent, limit, team, PRODUCT)
+            a = recurrent_gates(acc, bias, 0, OUTER, PRODUCT)
             x = unpacked(inputs.x, gx.ptr.dtype.element_ty, CELL.gates, LOOP)
             if CELL.inner is not None:
                 q = inner_tile(x, a, state, p, CELL)
@@ -142,10 +152,13 @@ def forward(
                 if out.inner is not None:
                     inner = out.inner + start
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
-                sent = Sent(base=inner, row_offsets=row * WIDTH, row_ok=now.here, low=None, high=HIDDEN)
-                operand, missing = await_operand((q,), sent, True, expected + LOOP.MEMBERS, limit, team, LOOP)
-                acc, limit = product(weights, operand, missing, sent, limit, team, LOOP)
-                a = outer_then_inner(a, recurrent_gates(acc, bias, CELL, LOOP), CELL)
+                starts = offsets_of_rows(WIDTH, INNER_PRODUCT)
+                there = for_each_part(now.here, INNER_PRODUCT)
+                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
+                expected += LOOP.MEMBERS
+                operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
+                acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)
+                a = a + recurrent_gates(acc, bias, OUTER, INNER, INNER_PRODUCT)
             v = gate_values(x, a, state, p, CELL)
             state = next_state(v, state, p, zones, rows, now, tile, me, CELL, LOOP)
             source = channel + start

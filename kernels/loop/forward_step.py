@@ -43,16 +43,6 @@ def updated(v, state, p, CELL: tl.constexpr):
 
 
 @triton.jit
-def outer_then_inner(outer, inner, CELL: tl.constexpr):
-    """The first gates of one product and the last ones of the other."""
-    GATES: tl.constexpr = CELL.gates
-    tiles = ()
-    for gate in tl.static_range(GATES):
-        tiles = tiles + ((outer[gate] if gate < CELL.outer_gates else inner[gate]),)
-    return tiles
-
-
-@triton.jit
 def next_state(v, state, p, zones, rows, now, tile, me, CELL: tl.constexpr, LOOP: tl.constexpr):
     """The state after the step; rows that do not have it keep theirs."""
     new = updated(v, state, p, CELL)

@@ -126,6 +126,8 @@ class Loop:
     BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 forwards.
     PART:      numbers that one row of a program's product sums up: forwards HIDDEN, backwards its part of G * HIDDEN.
     CHUNKS:    tiles that W_hh is resident in.
+    PARTS:     how often a gate of one of two products a step has room among the product's rows: 1 where both are of all
+               gates (see `parts`, which makes a Loop of one product from it: how many parts of each sum that has).
 
     MEMBERS, PART and CHUNKS follow from the others and are fields all the same: Triton's caches know this constexpr by
     its repr, in which no property is.
@@ -146,3 +148,4 @@ class Loop:
     SPLIT_K: int
     PART: int
     CHUNKS: int
+    PARTS: int

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .interleave import gates_and_units, split_interleaved
+from .parts import gates_units_and_parts, split_parts
 
 
 @triton.jit
@@ -48,25 +49,34 @@ def _add_chunk(chunks, rests, chunk, PRECISION: tl.constexpr):
 def load_weights(
     w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
     unit0,  # first hidden unit of this program
-    CELL: tl.constexpr,
-    LOOP: tl.constexpr,
+    FIRST: tl.constexpr,
+    COUNT: tl.constexpr,
+    LOOP: tl.constexpr,  # of this product (see `parts.loop_of_product`)
 ):
-    """This program's rows of W_hh as a tuple of tiles [padded gates * BLOCK_H, BLOCK_K], zero where masked.
+    """This program's rows of W_hh, of COUNT gates from FIRST on, as a tuple of tiles [PARTS * padded gates * BLOCK_H,
+    BLOCK_K], zero where masked.
 
     "tf32x3": the high part of every chunk, then the rest of every chunk.
     """
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     HIDDEN: tl.constexpr = LOOP.HIDDEN
     PRECISION: tl.constexpr = LOOP.PRECISION
-    gate, unit = gates_and_units(CELL.padded_gates * LOOP.BLOCK_H, LOOP)
+    GATES: tl.constexpr = triton.next_power_of_2(COUNT)
+    columns = HIDDEN
+    if LOOP.PARTS > 1:
+        gate, unit, part = gates_units_and_parts(GATES, LOOP)
+        w_ptr += part[:, None] * LOOP.PART
+        columns = tl.minimum(HIDDEN - part * LOOP.PART, LOOP.PART)[:, None]
+    else:
+        gate, unit = gates_and_units(GATES * LOOP.BLOCK_H, LOOP)
     unit = unit0 + unit
-    row = gate * HIDDEN + unit
-    row_ok = (gate < CELL.gates) & (unit < HIDDEN)
+    row = (FIRST + gate) * HIDDEN + unit
+    row_ok = (gate < COUNT) & (unit < HIDDEN)
     chunks = ()
     rests = ()
     for chunk in tl.static_range(CHUNKS):
         k = chunk * LOOP.BLOCK_K + tl.arange(0, LOOP.BLOCK_K)
-        mask = row_ok[:, None] & (k < HIDDEN)[None, :]
+        mask = row_ok[:, None] & (k[None, :] < columns)
         tile = tl.load(w_ptr + row[:, None] * HIDDEN + k[None, :], mask=mask, other=0.0)
         chunks, rests = _add_chunk(chunks, rests, tile, PRECISION)
     return chunks + rests
@@ -152,19 +162,22 @@ def total(sums, LOOP: tl.constexpr):
 
 
 @triton.jit
-def split_gates(acc, CELL: tl.constexpr, LOOP: tl.constexpr):
+def split_gates(acc, LOOP: tl.constexpr):
     """The accumulator [padded gates * BLOCK_H, BLOCK_B] as a tuple of gate tiles [BLOCK_H, BLOCK_B]."""
     BLOCK_H: tl.constexpr = LOOP.BLOCK_H
     BLOCK_B: tl.constexpr = LOOP.BLOCK_B
-    if CELL.padded_gates == 1:
+    PADDED_GATES: tl.constexpr = acc.shape[0] // BLOCK_H
+    if LOOP.PARTS > 1:
+        return split_parts(acc, LOOP)
+    elif PADDED_GATES == 1:
         return (acc,)
-    elif CELL.padded_gates == 2:
+    elif PADDED_GATES == 2:
         first, second = tl.split(tl.permute(tl.reshape(acc, (2, BLOCK_H, BLOCK_B)), (1, 2, 0)))
         return first, second
     elif LOOP.INTERLEAVED:
         return split_interleaved(acc, LOOP)
     else:
-        tl.static_assert(CELL.padded_gates == 4, "at most four gates")
+        tl.static_assert(PADDED_GATES == 4, "at most four gates")
         # [high, low, unit, batch] -> [unit, batch, high, low]; tl.split takes the last dimension apart.
         even, odd = tl.split(tl.permute(tl.reshape(acc, (2, 2, BLOCK_H, BLOCK_B)), (2, 3, 0, 1)))
         gate0, gate2 = tl.split(even)
@@ -173,11 +186,12 @@ def split_gates(acc, CELL: tl.constexpr, LOOP: tl.constexpr):
 
 
 @triton.jit
-def recurrent_gates(acc, bias, CELL: tl.constexpr, LOOP: tl.constexpr):
-    """W_hh h + b_hh as a tuple of gate tiles, from the accumulator of the product."""
-    GATES: tl.constexpr = CELL.gates
-    split = split_gates(acc, CELL, LOOP)
+def recurrent_gates(acc, bias, FIRST: tl.constexpr, COUNT: tl.constexpr, LOOP: tl.constexpr):
+    """W_hh h + b_hh as a tuple of gate tiles, COUNT from FIRST on, from the accumulator of their product, or of all
+    gates'."""
+    BEFORE: tl.constexpr = 0 if LOOP.PARTS > 1 else FIRST
+    split = split_gates(acc, LOOP)
     tiles = ()
-    for gate in tl.static_range(GATES):
-        tiles = tiles + (split[gate] + bias[gate],)
+    for gate in tl.static_range(COUNT):
+        tiles = tiles + (split[BEFORE + gate] + bias[FIRST + gate],)
     return tiles
