@@ -35,6 +35,8 @@ class Features(NamedTuple):
     units:     units and rows of its gate math; gates: times the cell's gates.
     lifted:    numbers that float32 without TF32 cuts in two.
     narrow:    gates, where rows begin at no multiple of 16 numbers: loaded and stored number by number.
+    each_gate: the cell's gates: what a gate costs however small its tile is. Without it an RNN's single program on
+               sm_80 was counted as twice what it takes backwards.
     """
 
     one: float
@@ -46,6 +48,7 @@ class Features(NamedTuple):
     gates: float
     lifted: float
     narrow: float
+    each_gate: float
 
 
 class Counts(NamedTuple):
@@ -71,7 +74,7 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "poll": ("one", "loads", "parts"),
     "operands": ("one", "loads", "lifted"),
     "product": ("one", "products", "chunks", "lifted"),
-    "rest": ("one", "units", "gates", "parts", "narrow"),
+    "rest": ("one", "units", "gates", "parts", "narrow", "each_gate"),
     "barriers": ("one", "chunks", "gates"),
     "again": ("one", "loads", "parts"),
     "again_barriers": ("one",),
@@ -119,6 +122,7 @@ def features_of(problem: Problem, config: Config, limits: DeviceLimits) -> Featu
         gates=own * find_cell(problem.cell).gates,
         lifted=numbers / threads if lifted else 0.0,
         narrow=own * find_cell(problem.cell).gates if problem.hidden_size % 16 else 0.0,
+        each_gate=float(find_cell(problem.cell).gates),
     )
 
 

@@ -45,14 +45,17 @@ CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 PHASES: tuple[Phase, ...] = ("forward", "backward")
 
 
-def sample(number: int, seed: int = 0) -> list[Request]:
+def sample(number: int, only: str | None = None, seed: int = 0) -> list[Request]:
     """Kernels of every group, of none more than a twelfth: there are 18, and some are rarely drawn.
+
+    only:  an exchange whose 6 groups alone are drawn, none more than a quarter.
 
     Half of them are what the heuristic may choose, half from the tuner's wider space.
     """
     draw = random.Random(seed)
     requests: dict[Request, None] = {}
     of_group: Counter[str] = Counter()
+    most = max(1, number // (12 if only is None else 4))
     while len(requests) < number:
         target, phase = draw.choice(TARGETS), draw.choice(PHASES)
         dtype, precision = draw.choice(KINDS)
@@ -63,13 +66,13 @@ def sample(number: int, seed: int = 0) -> list[Request]:
             continue
         usual = [c for c in candidates(problem, limits) if refusal(problem, c, limits, CONSTRAINTS) is None]
         wide = [c for c in configs(problem, limits) if refusal(problem, c, limits, TUNED_CONSTRAINTS) is None]
-        exchange = draw.choice(("registers", "dataflow", "dataflow", "barrier"))
+        exchange = only or draw.choice(("registers", "dataflow", "dataflow", "barrier"))
         found = [c for c in draw.choice((usual, wide)) if _exchange(c) == exchange and c.num_stages == 1]
         if not found:
             continue
         request = Request(problem, draw.choice(found), target, draw.choice(keeps(problem)))
         group = group_of(problem, request.config, limits)
-        if request not in requests and of_group[group] < max(1, number // 12):
+        if request not in requests and of_group[group] < most:
             of_group[group] += 1
             requests[request] = None
     return list(requests)
@@ -150,10 +153,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--kernels", type=int, default=300)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--only", choices=["registers", "dataflow", "barrier"], help="fit this exchange anew alone")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     with Compilers(chosen.processes) as compilers:
-        outcomes = compile_many(sample(chosen.kernels), _progress, compilers=compilers)
+        outcomes = compile_many(sample(chosen.kernels, chosen.only), _progress, compilers=compilers)
     content = fit(outcomes)
+    if chosen.only is not None:
+        before = json.loads(FILE.read_text(encoding="utf-8"))["groups"]
+        content["groups"] = dict(sorted((before | content["groups"]).items()))
     FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(content["groups"])))
 

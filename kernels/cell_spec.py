@@ -62,7 +62,7 @@ class CellSpec:
     @property
     def padded_gates(self) -> int:
         """Gates as stacked in the M dimension of the dot: Triton's tiles are powers of two."""
-        return triton.next_power_of_2(self.gates)
+        return 1 << (self.gates - 1).bit_length()
 
 
 _RNN = CellSpec(
