@@ -65,7 +65,7 @@ def test_many_batch_tiles_share_few_teams(regime):
         assert_right(Case("gru", regime, torch.float32, 40, 70, 2, directions=2), CPU, "recompute")
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("split", [1, 2])
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
 @pytest.mark.parametrize("cell", CELLS)
@@ -203,7 +203,7 @@ def test_an_empty_batch(regime, device):
     assert all(w is None or not w.any() for w in found.weights[0])
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("field", Wanted._fields)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_a_gradient_alone_is_that_among_all(cell, regime, field, device):

@@ -58,7 +58,7 @@ def exact_projections(monkeypatch):
 
 
 @pytest.mark.usefixtures("exact_projections")
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keep", ["nothing", "save", "recompute"])
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("cell", CELLS)
