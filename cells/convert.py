@@ -17,20 +17,13 @@ from .recurrent import Recurrent
 from .report import conversion_report
 from .rnn import RNN
 from .stateful import Stateful
-from .step import GRUCell, LSTMCell, RNNCell
 
 M = TypeVar("M", bound=nn.Module)
 Counterpart = Callable[[type[nn.Module]], "type[nn.Module] | None"]
 """The class that takes the place of a class, or None."""
 
-TO_HOLDFAST: dict[type[nn.Module], type[nn.Module]] = {
-    nn.RNN: RNN,
-    nn.GRU: GRU,
-    nn.LSTM: LSTM,
-    nn.RNNCell: RNNCell,
-    nn.GRUCell: GRUCell,
-    nn.LSTMCell: LSTMCell,
-}
+# Cells are torch.nn's to isinstance anyway: theirs is the one class of both tables.
+TO_HOLDFAST: dict[type[nn.Module], type[nn.Module]] = BOTH | {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 # Made of holdfast's own too: a model that was converted without keep_isinstance may be converted again with it.
 TO_BOTH = BOTH | {TO_HOLDFAST[theirs]: both for theirs, both in BOTH.items()}
 TO_TORCH = {made: theirs for table in (TO_HOLDFAST, BOTH) for theirs, made in table.items()}

@@ -222,12 +222,11 @@ def _gradient_of_w_hh(
     return dw_hh if h_0 is None else torch.addmm(dw_hh, da[first].t(), h_0)
 
 
-def _linear(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor | None = None
-) -> torch.Tensor:
+def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     if bias is None:
-        return torch.mm(rows, weight.t(), out=out)
-    return torch.addmm(bias, rows, weight.t(), out=out)
+        torch.mm(rows, weight.t(), out=out)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=out)
 
 
 def in_precision(problem: Problem, device: torch.device) -> AbstractContextManager[None]:
