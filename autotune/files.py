@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ENVIRONMENT_VARIABLE = "HOLDFAST_CACHE"
@@ -25,6 +26,25 @@ def user_cache() -> Path:
 def gpu_folder(name: str) -> str:
     """A GPU's name as a folder: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+_WAIT_S = 60.0
+"""For another process that writes the same file: it holds the lock for milliseconds."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file in this block; its folder is made where it is missing.
+
+    Raises OSError where the folder cannot be written to, and TimeoutError where another process does not let go.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=_WAIT_S):
+        for left in path.parent.glob(f".{path.name}.*.new"):  # by a writer that was killed: we hold its lock
+            left.unlink(missing_ok=True)
+        yield
 
 
 def replace_file(path: Path, text: str, check: Callable[[Path], object] | None = None) -> None:

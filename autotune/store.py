@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from ..kernels.config import Config, Exchange
 from ..kernels.kept import Keep
-from .files import gpu_folder, replace_file
+from .files import gpu_folder, locked, replace_file
 from .identity import Fingerprint, Key
 
 SCHEMA = 2
@@ -120,16 +120,15 @@ def _union(first: Iterable[Any], second: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def to_json(entry: Entry) -> str:
-    """The entry as text, with a digest of itself: what was edited by hand has been measured by nobody."""
+    """The entry as text."""
     content = {
-        "schema": SCHEMA,
         "key": entry.key.asdict(),
         "fingerprint": entry.fingerprint.asdict(),
         "heuristic": entry.heuristic and entry.heuristic.asdict(),
         "timings": [asdict(t) for t in entry.timings],
         "rejected": [asdict(r) for r in entry.rejected],
     }
-    return json.dumps(content | {"digest": _digest(content)}, indent=1) + "\n"
+    return sealed(content, SCHEMA)
 
 
 def from_json(text: str, where: object) -> Entry:
@@ -139,16 +138,7 @@ def from_json(text: str, where: object) -> Entry:
 
     Raises EntryError for anything else.
     """
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise EntryError(f"{where}: no JSON, cut off perhaps ({error})") from error
-    if not isinstance(content, dict) or "schema" not in content:
-        raise EntryError(f"{where}: not an entry of holdfast's tuner")
-    if content["schema"] != SCHEMA:
-        raise EntryError(f"{where}: written as schema {content['schema']!r}, this version reads {SCHEMA}")
-    if content.pop("digest", None) != _digest(content):
-        raise EntryError(f"{where}: edited since it was written (its digest does not match)")
+    content = unsealed(text, where, SCHEMA)
     try:
         return Entry(
             from_fields(Key, content["key"]),
@@ -159,6 +149,27 @@ def from_json(text: str, where: object) -> Entry:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EntryError(f"{where}: written by another version of holdfast ({error})") from error
+
+
+def sealed(content: dict[str, Any], schema: int) -> str:
+    """Content as text, with a digest of itself: what was edited by hand has been measured by nobody."""
+    content = {"schema": schema} | content
+    return json.dumps(content | {"digest": _digest(content)}, indent=1) + "\n"
+
+
+def unsealed(text: str, where: object, schema: int) -> dict[str, Any]:
+    """The content that `sealed` wrote. Raises EntryError for anything else."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EntryError(f"{where}: no JSON, cut off perhaps ({error})") from error
+    if not isinstance(content, dict) or "schema" not in content:
+        raise EntryError(f"{where}: not an entry of holdfast's tuner")
+    if content["schema"] != schema:
+        raise EntryError(f"{where}: written as schema {content['schema']!r}, this version reads {schema}")
+    if content.pop("digest", None) != _digest(content):
+        raise EntryError(f"{where}: edited since it was written (its digest does not match)")
+    return content
 
 
 def from_fields(cls: Any, content: dict[str, Any]) -> Any:
@@ -199,9 +210,6 @@ def _digest(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-
-_WAIT_S = 60.0
-"""For another process that writes the same entry: it holds the lock for milliseconds."""
 
 generation = 0
 """Goes up whenever this process changes a store, so that who keeps what it has read knows when to read again.
@@ -260,13 +268,8 @@ class Store:
         A file there that cannot be used is set aside under another name. Raises OSError where the folder cannot be
         written to, and TimeoutError where another process does not let go of the entry.
         """
-        from filelock import FileLock
-
         path = self.path(entry.key, entry.fingerprint)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=_WAIT_S):
-            for left in path.parent.glob(f".{path.name}.*.new"):  # by a writer that was killed: we hold its lock
-                left.unlink(missing_ok=True)
+        with locked(path):
             try:
                 before = self.load(entry.key, entry.fingerprint)
             except EntryError:
@@ -309,11 +312,27 @@ class Store:
 
 def read(path: Path) -> Entry:
     """The entry in a file. Raises EntryError."""
+    return from_json(_text(path), path)
+
+
+def read_sealed(path: Path, schema: int) -> dict[str, Any]:
+    """The content of a file that `sealed` wrote. Raises EntryError."""
+    return unsealed(_text(path), path, schema)
+
+
+LARGEST = 2**24
+"""Bytes of a file that is read: an entry has some ten thousand."""
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        if not path.is_file():  # a pipe would never end
+            raise EntryError(f"{path}: no file")
+        if path.stat().st_size > LARGEST:
+            raise EntryError(f"{path}: larger than any entry, {path.stat().st_size} bytes")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EntryError(f"{path}: cannot be read ({error})") from error
-    return from_json(text, path)
 
 
 def _short(entry: Entry) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import holdfast
-from holdfast.bench.method.judge import compare_all, relative_error
 from holdfast.cells.eager.noise import Noise, draw
+from holdfast.kernels.tolerance import compare_all, relative_error
 
 ACTIVATIONS = {
     "tanh": torch.tanh,

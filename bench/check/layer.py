@@ -15,7 +15,7 @@ from ...kernels.config import Config
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_layer
 from ...kernels.problem import Precision, Problem
-from ..method.judge import Errors, compare_all, relative_error, worst
+from ...kernels.tolerance import Errors, compare_all, relative_error, worst
 from ..method.plain_layer import PlainLayer
 from .features import small_config
 

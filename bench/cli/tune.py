@@ -67,7 +67,9 @@ class Cache:
     import_from: Annotated[
         Path | None, typer.Option("--import", help="Add the results of a folder that --export or --out wrote.")
     ] = None
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of the user's results.")] = False
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of the user's results, and what first uses of kernels found.")
+    ] = False
 
 
 @grouped
@@ -176,7 +178,10 @@ def _look_after(asked: Cache) -> None:
     if asked.show:
         print_store(cache)
     if asked.clear:
+        from ...autotune import tried
+
         typer.echo(f"{cache.clear()} entries removed from {cache.root}")
+        typer.echo(f"{tried.clear()} files about first uses of kernels removed")
 
 
 def _copy(source: Store, target: Store) -> None:
