@@ -10,14 +10,25 @@ from pathlib import Path
 
 ENVIRONMENT_VARIABLE = "HOLDFAST_CACHE"
 
+_EXPECTED = f"environment variable {ENVIRONMENT_VARIABLE} should name a folder, which may be yet to be made"
+
 SHIPPED = Path(__file__).parent / "shipped"
 """A folder per GPU, part of the package: entries that somebody has tuned, and `constants.json`."""
 
 
 def user_cache() -> Path:
-    """The folder of this user's entries: HOLDFAST_CACHE, or the one that the system has for caches."""
+    """The folder of this user's entries: HOLDFAST_CACHE, or the one that the system has for caches.
+
+    Raises ValueError where HOLDFAST_CACHE names something else than a folder.
+    """
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
-        return Path(named).expanduser()
+        try:
+            path = Path(named).expanduser()
+        except RuntimeError as error:  # "~nobody"
+            raise ValueError(f"{_EXPECTED}, got {named!r}: {error}") from error
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{_EXPECTED}, got {named!r}, which is a file")
+        return path
     from platformdirs import user_cache_path
 
     return user_cache_path("holdfast", appauthor=False) / "autotune"

@@ -11,11 +11,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kernels.config import Config, Exchange
 from ..kernels.kept import Keep
+from ..kernels.problem import FEATURES
 from .files import gpu_folder, locked, replace_file
 from .identity import Fingerprint, Key
 
@@ -141,8 +143,8 @@ def from_json(text: str, where: object) -> Entry:
     content = unsealed(text, where, SCHEMA)
     try:
         return Entry(
-            from_fields(Key, content["key"]),
-            from_fields(Fingerprint, content["fingerprint"]),
+            key_from(content["key"]),
+            fingerprint_from(content["fingerprint"]),
             content["heuristic"] and _config(content["heuristic"]),
             tuple(_checked(from_fields(Timing, row)) for row in content["timings"]),
             tuple(from_fields(Rejected, row) for row in content["rejected"]),
@@ -182,18 +184,64 @@ def from_fields(cls: Any, content: dict[str, Any]) -> Any:
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     if "config" in values:
         values["config"] = None if cls is Timing and content["config"] is None else _config(content["config"])
+    for name, hint in _hints(cls).items():
+        if not _fits(values[name], hint):
+            raise ValueError(f"{cls.__name__}.{name} {values[name]!r}")
     return cls(**values)
+
+
+_hints = cache(get_type_hints)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a dataclass's type: a class, a Literal, either of two, or a tuple of one type."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in options
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, options[0]) for each in value)
+    if options:
+        return any(_fits(value, option) for option in options)
+    if hint in (int, float):
+        return type(value) is int or (hint is float and type(value) is float)
+    return isinstance(value, hint)
+
+
+def key_from(content: dict[str, Any]) -> Key:
+    """A key that a layer could have; else ValueError. Its cell may be one that is not defined in this process."""
+    key: Key = from_fields(Key, content)
+    if key.dtype not in DTYPES or not all(0 < n <= LARGEST_SIZE for n in (key.hidden_size, key.batch)):
+        raise ValueError(f"dtype {key.dtype!r}, hidden_size {key.hidden_size!r:.30}, batch {key.batch!r:.30}")
+    if key.directions not in (1, 2) or not set(key.features) <= set(FEATURES) or not 0 < len(key.cell) <= LONGEST_NAME:
+        raise ValueError(f"features {key.features}, cell {key.cell[:LONGEST_NAME]!r}")
+    return key
+
+
+def fingerprint_from(content: dict[str, Any]) -> Fingerprint:
+    """A fingerprint of some machine; else ValueError."""
+    found: Fingerprint = from_fields(Fingerprint, content)
+    if not 0 < len(found.gpu) <= LONGEST_NAME:
+        raise ValueError(f"gpu {found.gpu[:LONGEST_NAME]!r}")
+    return found
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+LONGEST_NAME = 100
+"""Characters of a cell's name, which is part of a file's, and of a GPU's, which is a folder's."""
 
 
 def _config(content: dict[str, Any]) -> Config:
     config = Config(**content)
     sizes = {name: value for name, value in content.items() if name.startswith(("BLOCK", "SPLIT", "num"))}
     for name, value in sizes.items():
-        if type(value) is not int or value < 1 or value & (value - 1):
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE or value & (value - 1):
             raise ValueError(f"{name} should be a power of two, got {value!r}")
     if config.regime not in ("single_cta", "cooperative") or config.exchange not in get_args(Exchange):
         raise ValueError(f"regime {config.regime!r}, exchange {config.exchange!r}")
     return config
+
+
+LARGEST_SIZE = 2**20
 
 
 def _checked(timing: Timing) -> Timing:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,7 +29,7 @@ from . import first_use
 from .files import gpu_folder, locked, replace_file, user_cache
 from .identity import Fingerprint, Key, fingerprint, key_of
 from .pin import pinned_config
-from .store import EntryError, changed, from_fields, read_sealed, sealed
+from .store import EntryError, changed, fingerprint_from, from_fields, key_from, read_sealed, sealed
 
 SCHEMA = 1
 
@@ -205,19 +205,11 @@ def _path(key: Key, here: Fingerprint) -> Path:
 def _read(path: Path, key: Key, here: Fingerprint) -> tuple[Tried, ...]:
     content = read_sealed(path, SCHEMA)
     try:
-        if (from_fields(Key, content["key"]), from_fields(Fingerprint, content["fingerprint"])) != (key, here):
+        if (key_from(content["key"]), fingerprint_from(content["fingerprint"])) != (key, here):
             raise EntryError(f"{path}: holds another problem or comes from another machine")
-        return tuple(_checked(from_fields(Tried, row)) for row in content["tried"])
+        return tuple(from_fields(Tried, row) for row in content["tried"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EntryError(f"{path}: written by another version of holdfast ({error})") from error
-
-
-def _checked(row: Tried) -> Tried:
-    """A row that a process could have written; else ValueError."""
-    texts = (row.why, row.when, *row.kind) if isinstance(row.kind, tuple) else (None,)
-    if row.keep not in get_args(Keep) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"keep {row.keep!r}, kind {row.kind!r}, why {row.why!r}, when {row.when!r}")
-    return row
 
 
 def _remember(question: Question, limits: DeviceLimits, why: str) -> None:

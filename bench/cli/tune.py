@@ -166,7 +166,10 @@ def _look_after(asked: Cache) -> None:
     from ...autotune.store import Store
     from ..output.tuning import print_store
 
-    cache = Store(user_cache())
+    try:
+        cache = Store(user_cache())
+    except ValueError as error:
+        fail(str(error), "Name a folder, or leave it out.")
     if asked.import_from is not None:
         if not asked.import_from.is_dir():
             fail(f"--import: {asked.import_from} is no folder", "Name one that --export or --out wrote.")
@@ -185,7 +188,10 @@ def _look_after(asked: Cache) -> None:
 
 
 def _copy(source: Store, target: Store) -> None:
-    copied, broken = source.copy_to(target)
-    for error in broken:
-        typer.echo(f"left out: {error}")
+    try:
+        copied, broken = source.copy_to(target)
+    except (OSError, TimeoutError) as error:
+        fail(f"cannot write to {target.root}: {error}", "HOLDFAST_CACHE names another folder for results.")
+    for entry_error in broken:
+        typer.echo(f"left out: {entry_error}")
     typer.echo(f"{copied} entries copied from {source.root} to {target.root}")
