@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -102,6 +103,8 @@ def read(folder: Path) -> pd.DataFrame:
             table[name] = pd.to_numeric(table[name])
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: column {name} should hold numbers: {error}") from error
+        if table[name].isin([math.inf, -math.inf]).any():
+            raise ValueError(f"{path}: column {name} should hold finite numbers")
     return table[COLUMNS]
 
 
