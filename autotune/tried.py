@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import warnings
 from collections.abc import Callable, Hashable
@@ -72,6 +73,16 @@ class Tried:
 
 
 _lock = threading.RLock()
+
+
+def _in_a_child() -> None:
+    """A fork has none of the threads that may hold the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_in_a_child)
+
 _settled: dict[Hashable, str] = {}
 """Why not, "" for right, of what this process has asked for."""
 _warned: set[Hashable] = set()
