@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -98,6 +99,10 @@ class Exchange:
         grid = self.groups * self.problem.directions * team_size(self.problem, self.config)
         _launch(exchange_only, grid, arguments | self.values, self.config, self.device, cooperative=True)
 
+    def launch(self, kernel: Any, grid: int, arguments: Mapping[str, Any]) -> None:
+        """Another kernel on this memory, all of whose programs run at once."""
+        _launch(kernel, grid, arguments, self.config, self.device, cooperative=True)
+
 
 class ResidentWeights:
     """`weights_only` for a problem and a config, T steps at a time."""
@@ -184,7 +189,7 @@ def _launch(
         raise_if_stalled(device)
         return
     options = backend_options(_arch(device)[0])
-    with torch.cuda.device(device):
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(grid,)](
             **values,
             **options,

@@ -159,7 +159,7 @@ def _sentinels(words, NUMBERS_IN_WORD: tl.constexpr):
 
 
 @triton.jit
-def _unwritten(tiles, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+def unwritten(tiles, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
     """1 if any number is still the sentinel: one reduction over all chunks.
 
     Tested number by number, 16-bit ones took 441 instructions a poll for LSTM H=768 on sm_90, word by word 165; and
@@ -253,7 +253,7 @@ def read_when_written(sent, must_wait, limit, NUMBERS_IN_WORD: tl.constexpr, LOO
     polls = 0
     while missing & on:
         tiles = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
-        missing = must_wait & (_unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)
+        missing = must_wait & (unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)
         polls += 1
         on, end = goes_on(polls, end, limit)
     return tiles, missing
