@@ -276,9 +276,8 @@ def limits(where: Where) -> Iterator[Row]:
             prepared = Holdfast().prepare(numbers, "training")
             prepared.call(0)
         found = prepared.results()
-        ours, torchs, right = (
-            [r[name] for name in found] for r in (found, numbers.computed_in(case.dtype), numbers.right)
-        )
+        results = (found, numbers.computed_in(case.dtype), numbers.right)
+        columns = [[result[name] for name in found] for result in results]
         verdict = worst(compare_all(columns[0], columns[1], columns[2], case.dtype))
         yield {"what": what, "case": str(case), "config": prepared.config} | _verdict(verdict)
     if where.rehearse:
