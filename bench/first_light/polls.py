@@ -32,7 +32,7 @@ def count_polls(
 ):
     """Publish a tile and poll for everybody's, T times; how many polls each step took each program."""
     HIDDEN: tl.constexpr = LOOP.HIDDEN
-    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(channel_ptr.dtype.element_ty, HIDDEN)
+    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(channel_ptr.dtype.element_ty, LOOP.HEAD)
     me = this_member(0, LOOP)
     row = tl.arange(0, LOOP.BLOCK_B)
     row_ok = row < B
@@ -42,7 +42,7 @@ def count_polls(
     for step in tl.range(T, disable_licm=True):
         base = channel_ptr + tl.cast(step, tl.int64) * B * HIDDEN
         publish(base + offsets, (value,), mask, team, 1, LOOP)
-        sent = Sent(base=base, row_offsets=row * HIDDEN, row_ok=row_ok, low=None, high=HIDDEN)
+        sent = Sent(base=base, row_offsets=row * HIDDEN, row_ok=row_ok, low=None, high=HIDDEN, kept=())
         polls = 0
         missing = True
         while missing & (polls < MOST_POLLS):
