@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.extras import Extras
+from ...kernels.heads import block_diagonal
 from ...kernels.packed_rows import PackedRows
 from ..eager.recurrence import unroll
 from ..eager.reference import reference_of
@@ -34,17 +35,18 @@ def plain_layer(
     elif options.batch_first:
         xs = xs.transpose(0, 1)
     directions, each = options.directions, len(weights) // options.directions
-    hidden = weights[1].shape[1]
+    hidden = weights[1].shape[0] // reference_of(options.cell).gates
     zeros = (xs.new_zeros(xs.shape[1], hidden),) * reference_of(options.cell).states
     zones = [z.to(dtype) if rows is None else rows.padded(z.to(dtype)) for z in extras.zoneout or ()]
     outputs = []
     for direction in range(directions):
         states = tuple(state[direction].to(dtype) for state in initial)
+        w_ih, w_hh, *others = own[direction * each : (direction + 1) * each]
         outputs.append(
             unroll(
                 options.cell,
                 xs,
-                own[direction * each : (direction + 1) * each],
+                [w_ih, block_diagonal(w_hh, hidden // w_hh.shape[1]), *others],
                 states or zeros,
                 reverse=direction == 1,
                 lengths=extras.lengths,

@@ -235,8 +235,8 @@ class _Trial:
         return self._results(layer, dtype)
 
     def by_torch(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The same by torch's own op in this dtype, by the plain recurrence where it has none."""
-        if not torch_has(self.problem):
+        """The same by torch's own op in this dtype, by the plain recurrence where it has none or for heads."""
+        if not torch_has(self.problem) or self.problem.num_heads > 1:
             return self.plainly(dtype)
 
         def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor], extras: Extras) -> list[Tensor]:
