@@ -15,7 +15,7 @@ DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "
 
 def run(target, kernel, grid=1, num_warps=4, **arguments):
     options = {"num_warps": num_warps, "num_stages": 1}
-    PtxExecutor(target, seed=int(torch.randint(1 << 20, ()))).run(kernel, grid, arguments, options)
+    PtxExecutor(target, seed=int(torch.randint(1 << 20, ()))).run(kernel, grid, arguments, **options)
 
 
 def laid_out(tensor, transposed):
