@@ -12,10 +12,10 @@ def _low(a: Bits, b: Bits) -> Bits:
 
 
 def _high(kind: str) -> Run:
-    wide = np.int64 if kind[0] == "s" else np.uint64
+    wide, width = np.int64 if kind[0] == "s" else np.uint64, int(kind[1:])
 
     def run(a: Bits, b: Bits) -> Bits:
-        return (a.astype(wide) * b.astype(wide) >> wide(32)).astype(a.dtype)
+        return (a.astype(wide) * b.astype(wide) >> wide(width)).astype(a.dtype)
 
     return run
 
@@ -57,9 +57,8 @@ for _kind in ("u16", "s16", "u32", "s32", "u64", "s64"):
     if _kind[0] == "s":
         INTEGERS[f"neg.{_kind}"] = operation(on_numbers(np.negative, _kind), [_kind])
         INTEGERS[f"abs.{_kind}"] = operation(on_numbers(np.abs, _kind), [_kind])
-for _kind in ("u32", "s32"):
-    INTEGERS[f"mul.hi.{_kind}"] = operation(on_numbers(_high(_kind), _kind), [_kind] * 2)
 for _kind in ("u16", "s16", "u32", "s32"):
+    INTEGERS[f"mul.hi.{_kind}"] = operation(on_numbers(_high(_kind), _kind), [_kind] * 2)
     _sum = f"{_kind[0]}{2 * int(_kind[1:])}"
     INTEGERS[f"mul.wide.{_kind}"] = operation(on_numbers(_wide(_kind), _kind), [_kind] * 2)
     INTEGERS[f"mad.wide.{_kind}"] = operation(_plus(INTEGERS[f"mul.wide.{_kind}"].run), [_kind, _kind, _sum])
