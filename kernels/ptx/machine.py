@@ -82,7 +82,7 @@ class Machine:
         tensors: Sequence[tuple[int, npt.NDArray[np.uint8]]],
         behaviour: Behaviour,
     ) -> None:
-        self.kernel, self.behaviour = kernel, behaviour
+        self.kernel, self.behaviour, self.steps = kernel, behaviour, kernel.steps
         self.random = random.Random(behaviour.seed)
         self.now = self.turns = self.seen_version = 0
         clocks = Clocks(grid * kernel.num_warps)
@@ -189,7 +189,7 @@ class Machine:
         self.ready, self.asleep = self.asleep, []
 
     def _run(self, group: Group) -> Signal:
-        steps = self.kernel.steps
+        steps = self.steps
         try:
             for _ in range(MOST_STEPS):
                 at = group.at
