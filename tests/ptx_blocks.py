@@ -51,7 +51,9 @@ _TWO: dict[str, Callable[[int, int], int]] = {
     "add.u32": lambda a, b: a + b & M32,
     "add.u64": lambda a, b: a + b & M64,
     "sub.u32": lambda a, b: a - b & M32,
+    "shl.b32": lambda a, b: a << b & M32,
     "shl.b64": lambda a, b: a << b & M64,
+    "div.u32": lambda a, b: a // b,
     "and.b32": lambda a, b: a & b,
     "or.b32": lambda a, b: a | b,
     "xor.b32": lambda a, b: a ^ b,
@@ -85,10 +87,11 @@ class Thread:
     writes: Iterable[tuple[int, int, int]] = ()
     ns: int = 100
     lane: int = 0
+    program: int = 0
 
     def __post_init__(self) -> None:
         self.registers = {f"${number}": value for number, value in enumerate(self.operands)}
-        self.registers |= {"%globaltimer": 0, "%laneid": self.lane}
+        self.registers |= {"%globaltimer": 0, "%laneid": self.lane, "%ctaid.x": self.program}
         self.writes = list(self.writes)
         self.polls = 0
         self.loads: list[int] = []

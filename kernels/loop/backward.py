@@ -142,6 +142,7 @@ def backward(
                     row_ok=now.here,
                     low=outer_columns,
                     high=columns,
+                    step=passed + step,
                 )
                 expected = expected_backwards(turn, LOOP)
                 operand, missing = await_operand(inner, sent, True, expected, limit, team, LOOP)
@@ -166,6 +167,7 @@ def backward(
                 row_ok=now.here,
                 low=None,
                 high=outer_columns,
+                step=passed + step,
             )
             operand, missing = await_operand(da, sent, True, expected_backwards(turn, LOOP), limit, team, LOOP)
             # What the next step backwards reads travels while this one computes: device memory is a step away.

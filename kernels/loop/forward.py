@@ -136,8 +136,10 @@ def forward(
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
             starts = offsets_of_rows(WIDTH, PRODUCT)
             there = for_each_part(readable, PRODUCT)
-            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
-            expected = (passed + step) * ARRIVALS
+            turn = passed + step
+            handed_on = turn - 1 if CELL.inner is None else turn
+            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HIDDEN, step=handed_on)
+            expected = turn * ARRIVALS
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
             # The next step's inputs travel while this step computes and the next one waits for its team.
             ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
@@ -154,7 +156,7 @@ def forward(
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
                 starts = offsets_of_rows(WIDTH, INNER_PRODUCT)
                 there = for_each_part(now.here, INNER_PRODUCT)
-                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
+                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HIDDEN, step=turn)
                 expected += LOOP.MEMBERS
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)
