@@ -49,6 +49,7 @@ class Interpreter:
     late:               programs that start when all others have ended.
     raise_on_deadlock:  raise DeadlockError when all programs wait; False lets them spend their
                         polls and end by themselves, as on a GPU.
+    most_turns:         of a launch; one more is a DeadlockError. None for any number.
     raise_on_race:      raise RaceError; False lets a race have its effect.
     pieces:             parts of a store that become visible on their own; 0: every element.
     resident_programs:  how many programs the imagined GPU holds at once, by its own formula.
@@ -65,6 +66,7 @@ class Interpreter:
         stalled: Collection[int] | Mapping[int, int] = (),
         late: Collection[int] = (),
         raise_on_deadlock: bool = True,
+        most_turns: int | None = None,
         raise_on_race: bool = True,
         pieces: int = PIECES,
         resident_programs: int = 132,
@@ -75,6 +77,7 @@ class Interpreter:
         self.turns = stalled if isinstance(stalled, Mapping) else dict.fromkeys(stalled, 0)
         self.late = frozenset(late)
         self.raise_on_deadlock = raise_on_deadlock
+        self.most_turns = most_turns
         self.raise_on_race = raise_on_race
         self.pieces = pieces
         self.resident_programs = resident_programs
@@ -98,9 +101,8 @@ class Interpreter:
             raise RuntimeError(TOO_LARGE)
         seed = self.seed + self.launches
         self.launches += 1
-        coroutines = Coroutines(
-            SCHEDULERS[self.scheduler](random.Random(seed)), raise_on_deadlock=self.raise_on_deadlock
-        )
+        scheduler = SCHEDULERS[self.scheduler](random.Random(seed))
+        coroutines = Coroutines(scheduler, raise_on_deadlock=self.raise_on_deadlock, most_turns=self.most_turns)
         memory = Memory(
             _tensors(arguments.values()),
             grid,

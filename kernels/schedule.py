@@ -20,7 +20,7 @@ Range = tuple[int, int]
 
 
 class DeadlockError(RuntimeError):
-    """Every program that has not ended waits for memory that nobody will write."""
+    """Every program that has not ended waits for memory that nobody will write; or a wait has no end."""
 
 
 class Program:
@@ -38,9 +38,10 @@ class Program:
 class Coroutines:
     """Runs programs to their end, one at a time."""
 
-    def __init__(self, scheduler: Scheduler, *, raise_on_deadlock: bool = True) -> None:
+    def __init__(self, scheduler: Scheduler, *, raise_on_deadlock: bool = True, most_turns: int | None = None) -> None:
         self.scheduler = scheduler
         self.raise_on_deadlock = raise_on_deadlock
+        self.most_turns = most_turns
         self.programs: list[Program] = []
         self.current: Program | None = None
         self.trace: list[int] = []
@@ -69,6 +70,8 @@ class Coroutines:
                 awake = alive
             program = self.scheduler.choose(awake)
             self.current = program
+            if len(self.trace) == self.most_turns:
+                raise DeadlockError(f"program {program.index} and others have not ended after {self.most_turns} turns")
             self.trace.append(program.index)
             program.turns += 1
             program.coroutine.parent = main

@@ -38,7 +38,9 @@ FIRST_STEP = r"Team 0 gave up in its first step: one of its programs had not beg
 def run(exchange, monkeypatch, **options):
     """Results that a launch on a GPU leaves behind, and what the host says."""
     right = expected(exchange)
-    interpreter = Interpreter(3, raise_on_deadlock=False, resident_programs=exchange.resident, **options)
+    interpreter = Interpreter(
+        3, raise_on_deadlock=False, most_turns=5000, resident_programs=exchange.resident, **options
+    )
     interpreter.spin_limit = 60  # weak memory takes a few polls where nothing is wrong
     status_word(CPU).zero_()
     with monkeypatch.context() as patch, poisoned(), executing_on(interpreter):

@@ -244,6 +244,13 @@ def test_waiting_for_nobody_is_a_deadlock():
         run(wait_for_nobody, 2, torch.zeros(1, dtype=torch.int32))
 
 
+def test_a_wait_without_an_end_is_a_deadlock_too():
+    interpreter = Interpreter(0, raise_on_deadlock=False, most_turns=100)
+    with pytest.raises(DeadlockError, match="have not ended after 100 turns"):
+        interpreter.run(wait_for_nobody, 2, {"flag_ptr": torch.zeros(1, dtype=torch.int32)})
+    assert len(interpreter.trace) == 100
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_dot_multiplies_values(dtype):
     a, b = torch.randn(16, 16).to(dtype), torch.randn(16, 16).to(dtype)
