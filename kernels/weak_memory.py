@@ -78,24 +78,25 @@ class Memory:
 
     def _place(self, tensors: Sequence[torch.Tensor]) -> None:
         """A cell for each of the smallest elements of every storage, in one array: which store it holds."""
-        smallest: dict[int, tuple[int, int]] = {}
+        found: dict[int, tuple[int, int]] = {}
         for tensor in tensors:
-            storage = tensor.untyped_storage()
-            _, size = smallest.get(storage.data_ptr(), (0, 8))
-            smallest[storage.data_ptr()] = storage.nbytes(), min(size, tensor.element_size())
-        starts = sorted(start for start, (length, _) in smallest.items() if length)
+            memory = tensor.untyped_storage()
+            _, size = found.get(memory.data_ptr(), (0, 8))
+            found[memory.data_ptr()] = memory.nbytes(), min(size, tensor.element_size())
+        starts = sorted(start for start, (length, _) in found.items() if length)
+        counts = [found[start][0] // found[start][1] for start in starts]
         self.first_byte = np.array(starts, np.uint64)
-        self.lengths = np.array([smallest[start][0] for start in starts], np.uint64)
-        self.sizes = np.array([smallest[start][1] for start in starts], np.uint64)
-        counts = self.lengths // self.sizes
-        self.first_cell = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.lengths = np.array([found[start][0] for start in starts], np.uint64)
+        self.sizes = np.array([found[start][1] for start in starts], np.uint64)
+        self.first_cell = np.cumsum([0, *counts])
         self.latest = _zeros(int(self.first_cell[-1]))
-        for storage, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        for number, (start, count) in enumerate(zip(starts, counts, strict=True)):
             of_it = [t for t in tensors if t.untyped_storage().data_ptr() == start and t.numel()]
-            if not any(t.is_contiguous() and t.nbytes == self.lengths[storage] for t in of_it):
-                self.latest[self.first_cell[storage] :][: int(count)] = OUTSIDE
+            if not any(t.is_contiguous() and t.nbytes == found[start][0] for t in of_it):
+                first = int(self.first_cell[number])
+                self.latest[first : first + count] = OUTSIDE
                 for tensor in of_it:
-                    self._cells_of(tensor, storage)[...] = NOBODY
+                    self._cells_of(tensor, number)[...] = NOBODY
 
     def _cells_of(self, tensor: torch.Tensor, storage: int) -> np.ndarray:
         """The cells of the tensor's elements, [*shape, cells of an element]."""
