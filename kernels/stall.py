@@ -3,10 +3,12 @@
 The word of a GPU lies in pinned host memory. A kernel touches it only when a wait ran out, so it
 costs nothing otherwise, works inside CUDA graphs, and needs no synchronisation to be looked at.
 
-It names the team and after how many steps that was. After none, a program of the team had handed nothing on yet: it had
-not begun, because something else held the GPU for longer than the wait may take, another stream's kernel or another
-process. After some, all of the team's programs had been running: no busy sibling is the cause, but whatever stops a
-program halfway (a time slice, a debugger) or a mistake of ours. Of the first kind it cannot be told who held the GPU.
+It names the team and after how many steps of a batch tile that was. After none, a program of the team had handed
+nothing on yet: it had not begun, because something else held the GPU for longer than the wait may take, another
+stream's kernel or another process. After some, all of the team's programs had been running: no busy sibling is the
+cause, but whatever stops a program halfway (a time slice, a debugger) or a mistake of ours. It cannot be told who held
+the GPU; nor, where a team walks through several batch tiles, the first step of a later one from that of the first:
+counted on through all tiles, LSTM bf16 768 takes 1,155 issue cycles a step on sm_90, and 1,144 like this.
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ def describe_stall(word: int) -> str:
     name = f"Team {team}{' or a later one' if team == LAST_TEAM else ''}"
     if steps == 0:
         return (
-            f"{name} gave up in its first step: one of its programs had not begun, so they were not all resident at "
-            "the same time. Is another process or stream holding the GPU?"
+            f"{name} gave up in a first step: one of its programs had not begun, so they were not all resident at the "
+            "same time. Is another process or stream holding the GPU?"
         )
     more = " or more" if steps == (1 << STEP_BITS) - 1 else ""
     return (

@@ -223,9 +223,7 @@ MUTATIONS = (
         "(1 if CELL.inner is None else 1)",
         "barrier two products",
     ),
-    Mutation(
-        "steps of earlier batch tiles", "loop.forward:forward", "turn = passed + step", "turn = step", "barrier forward"
-    ),
+    Mutation("steps of earlier batch tiles", "loop.forward:forward", "(passed + step)", "(step)", "barrier forward"),
     Mutation(
         "volatile loads behind the barrier",
         "loop.exchange:load_from_l2",
