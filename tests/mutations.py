@@ -66,7 +66,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sentinel fill of what the second product multiplies",
-        "layer:_fill",
+        "results:fill",
         "(tensor is sent or tensor is residuals.inner)",
         "tensor is sent",
         "dataflow two products",
@@ -97,39 +97,39 @@ MUTATIONS = (
     Mutation(
         "wait for the team's numbers",
         "loop.exchange:read_when_written",
-        "missing = must_wait & (_unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)",
+        "missing = must_wait & (unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)",
         "missing = must_wait & (limit < 0)",
         "dataflow forward",
     ),
     Mutation(
         "wait for chunks after the first",
-        "loop.exchange:_unwritten",
+        "loop.exchange:unwritten",
         "tl.static_range(1, CHUNKS)",
         "tl.static_range(1, 1)",
         "dataflow backward, three programs",
     ),
     Mutation(
         "wait for the lower number of a word",
-        "loop.exchange:_unwritten",
+        "loop.exchange:unwritten",
         "-0x7FFF8000",
         "-0x80000000",
         "dataflow forward",
     ),
     Mutation(
-        "wait for the upper number of a word", "loop.exchange:_unwritten", "-0x7FFF8000", "0x8000", "dataflow forward"
+        "wait for the upper number of a word", "loop.exchange:unwritten", "-0x7FFF8000", "0x8000", "dataflow forward"
     ),
     Mutation(
         "canonical NaN of a published number",
         "loop.exchange:publish",
-        "value = _without_sentinel(value)",
-        "value = value",
+        "_without_sentinel(value)",
+        "value",
         "dataflow forward",
     ),
     Mutation(
         "canonical NaN of a published gradient",
         "loop.exchange:publish",
-        "value = _without_sentinel(value)",
-        "value = value",
+        "_without_sentinel(value)",
+        "value",
         "dataflow backward",
     ),
     Mutation(
@@ -272,9 +272,9 @@ MUTATIONS = (
     # The waits in PTX, instruction by instruction.
     Mutation(
         "PTX: the test of a word of two numbers",
-        "loop.spin:_unwritten",
-        "and.b32 {t}, {t}, 0x80008000",
-        "and.b32 {t}, {t}, 0x80000000",
+        "loop.spin:_found",
+        "and.b32 v, v, 0x80008000",
+        "and.b32 v, v, 0x80000000",
         "test_ptx_blocks.py::test_a_missing_half_is_waited_for_and_only_its_chunk_read_again",
     ),
     Mutation(
