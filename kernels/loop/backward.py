@@ -143,6 +143,7 @@ def backward(
                     row_ok=now.here,
                     low=outer_columns,
                     high=columns,
+                    step=step,
                     kept=(),
                 )
                 expected = expected_backwards(turn, LOOP)
@@ -168,6 +169,7 @@ def backward(
                 row_ok=now.here,
                 low=None,
                 high=outer_columns,
+                step=step,
                 kept=(),
             )
             operand, missing = await_operand(da, sent, True, expected_backwards(turn, LOOP), limit, team, LOOP)

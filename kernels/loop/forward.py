@@ -139,7 +139,9 @@ def forward(
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
             starts = offsets_of_rows(WIDTH, PRODUCT) + me.head * HEAD
             there = for_each_part(readable, PRODUCT)
-            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=kept)
+            # How many steps everybody has handed on; the first product of two has the second's of the step before.
+            handed_on = step - 1 if CELL.inner is None else step
+            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=kept, step=handed_on)
             expected = (passed + step) * ARRIVALS
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
             if LOOP.KEPT:
@@ -159,7 +161,7 @@ def forward(
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
                 starts = offsets_of_rows(WIDTH, INNER_PRODUCT) + me.head * HEAD
                 there = for_each_part(now.here, INNER_PRODUCT)
-                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=())
+                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=(), step=step)
                 expected += LOOP.MEMBERS
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)

@@ -105,5 +105,6 @@ def product_backwards(
         found, limit = gathered_product(weights, operand, missing, sent, limit, team, LOOP)
         if LOOP.SPLIT_K > 1:
             part = me.number % LOOP.SPLIT_K
-            found, limit = sum_of_parts(found, part, turn, (turn + 1) * _arrivals(LOOP), limit, team, LOOP)
+            expected = (turn + 1) * _arrivals(LOOP)
+            found, limit = sum_of_parts(found, part, turn, expected, limit, sent.step, team, LOOP)
         return found, limit
