@@ -190,9 +190,10 @@ def test_in_the_interpreter_nothing_is_tried_unless_asked(trials):
 @pytest.mark.parametrize("config", [None, TEAM, Config("cooperative", 16, 16, 32, exchange="barrier")], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cell", [holdfast.RNN, holdfast.GRU, holdfast.LSTM])
-@pytest.mark.parametrize("feature", ["", "lengths", "resets", "zoneout", "dropout"])
+@pytest.mark.parametrize("feature", ["", "lengths", "resets", "zoneout", "dropout", "heads"])
 def test_what_is_right_passes(always, cell, dtype, config, feature):
-    options = {"zoneout": {"zoneout": 0.2}, "dropout": {"recurrent_dropout": 0.3}}.get(feature, {})
+    options = {"zoneout": {"zoneout": 0.2}, "dropout": {"recurrent_dropout": 0.3}}
+    options = (options | {"heads": {"num_heads": 2}}).get(feature, {})
     module, x = made(cell, bidirectional=True, **options)
     module, x = module.to(dtype), x.to(dtype)
     given = {"lengths": {"lengths": [5, 1, 3]}, "resets": {"resets": torch.rand(5, 3) < 0.3}}.get(feature, {})
