@@ -214,9 +214,9 @@ def key_from(content: dict[str, Any]) -> Key:
     key: Key = from_fields(Key, content)
     if key.dtype not in DTYPES or not all(0 < n <= LARGEST_SIZE for n in (key.hidden_size, key.batch)):
         raise ValueError(f"dtype {key.dtype!r}, hidden_size {key.hidden_size!r:.30}, batch {key.batch!r:.30}")
-    if key.directions not in (1, 2) or key.num_heads < 1 or key.hidden_size % key.num_heads:
-        raise ValueError(f"directions {key.directions}, num_heads {key.num_heads!r:.30}")
-    if not set(key.features) <= set(FEATURES) or not 0 < len(key.cell) <= LONGEST_NAME:
+    if key.num_heads < 1 or key.hidden_size % key.num_heads:
+        raise ValueError(f"num_heads {key.num_heads!r:.30} of hidden_size {key.hidden_size}")
+    if key.directions not in (1, 2) or not set(key.features) <= set(FEATURES) or not 0 < len(key.cell) <= LONGEST_NAME:
         raise ValueError(f"features {key.features}, cell {key.cell[:LONGEST_NAME]!r}")
     return key
 
