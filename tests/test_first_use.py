@@ -211,6 +211,14 @@ def test_what_is_right_passes(always, cell, dtype, config, feature):
     assert list(tried._settled.values()) == ["", ""]
 
 
+def test_a_cell_that_overflows_says_nothing_where_torchs_does(always):
+    module, x = made(holdfast.GRU, activation="exponential")
+    module, x = module.half(), x.half()
+    with torch.no_grad(), holdfast.backend("triton"):
+        module(x)
+    assert list(tried._settled.values()) == [""]
+
+
 # Kernels that are broken on purpose.
 
 
