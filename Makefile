@@ -23,7 +23,7 @@ PIP_INSTALL := $(PIP) install --quiet --quiet --disable-pip-version-check $(PIP_
 # 9.2 and pytest-xdist 3.8 together pass over that mark without a word, and compiled the gate's kernels twice.)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 OTHER_TRITON := .triton-$(TRITON)
-KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tests/test_compile_gate*.py) \
+KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tests/test_compile_gate*.py tests/test_ptx_*.py) \
 	tests/test_launch_path.py tests/test_offline.py tests/test_resources.py
 
 .DEFAULT_GOAL := help

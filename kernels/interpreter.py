@@ -56,6 +56,8 @@ class Interpreter:
     admitted_programs:  how many of a cooperative grid its driver admits; None for any number.
     """
 
+    arch: tuple[str, int | str] = ("interpreter", 0)
+
     def __init__(
         self,
         seed: int = 0,
@@ -75,7 +77,7 @@ class Interpreter:
         self.trace: list[int] = []
         """Who had each turn, over all launches."""
 
-    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None:
+    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object], **options: object) -> None:
         from .schedule import Scheduler  # needs greenlet, which a machine with a GPU may lack
 
         team: Any = arguments.get("team")
