@@ -55,7 +55,7 @@ def _by_sentinel(kernels: pd.DataFrame) -> pd.Series:
 
 def _spins(kernels: pd.DataFrame) -> pd.Series:
     """Where every thread waits for itself (see `describe.exchange_of`)."""
-    whole_words = (kernels["dtype"] == "float32") | (kernels["hidden_size"] % 2 == 0)
+    whole_words = (kernels["dtype"] == "float32") | (kernels["hidden_size"] // kernels["num_heads"] % 2 == 0)
     return kernels["target"].str.startswith("sm_") & _by_sentinel(kernels) & whole_words
 
 
