@@ -53,7 +53,7 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
 class Tiling:
     """Blocks of a cooperative program that compile without a spill for sums up to `max_k` long.
 
-    rows:       of its product with W_hh: gates * BLOCK_H, backwards SPLIT_K * BLOCK_H.
+    rows:       of its product with W_hh: gates * SPLIT_K * BLOCK_H, backwards SPLIT_K * BLOCK_H.
     columns:    BLOCK_B.
     block_k:    the largest chunk of W_hh.
     max_k:      most numbers that a row of the product sums up, padded to whole chunks.
@@ -61,7 +61,8 @@ class Tiling:
     on_wgmma:   True: only where the matrix unit reads W_hh from shared memory by itself (wgmma, tcgen05);
                 False: only where warps load it (mma.sync); None: anywhere.
     aligned:    only hidden sizes that are multiples of 16; the masks of others take registers that are not there.
-    shares:     backwards, for how many programs a gate's product is split: SPLIT_K is gates * shares.
+    shares:     for how many programs a product is split, backwards a gate's: SPLIT_K, backwards gates * shares.
+    beyond:     only heads of more units: a second exchange a step where no tiling without it fits.
     """
 
     rows: int
@@ -73,6 +74,7 @@ class Tiling:
     on_wgmma: bool | None = None
     aligned: bool = False
     shares: int = 1
+    beyond: int = 0
 
 
 # Found by compiling every cell at every max_k for sm_80, sm_90 and sm_100. 64 rows are one warp group's wgmma, 128 two:
@@ -106,7 +108,10 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
     ),
     ("forward", "tf32x3"): (
         Tiling(64, 16, 4, 128, 256, on_wgmma=True),
+        Tiling(64, 16, 4, 64, 320, on_wgmma=True, aligned=True, shares=2, beyond=256),
+        Tiling(64, 16, 4, 128, 384, "barrier", on_wgmma=True, aligned=True, shares=2, beyond=256),
         Tiling(64, 16, 8, 64, 256, on_wgmma=False),
+        Tiling(64, 16, 8, 64, 256, on_wgmma=False, aligned=True, shares=2, beyond=256),
     ),
     ("backward", "half"): _HALF,
     ("backward", "tf32"): (
@@ -121,7 +126,10 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
     ),
     ("backward", "tf32x3"): (
         Tiling(64, 16, 4, 64, 256, on_wgmma=True),
+        Tiling(64, 16, 4, 64, 320, on_wgmma=True, aligned=True, shares=2, beyond=256),
+        Tiling(64, 16, 4, 128, 384, "barrier", on_wgmma=True, aligned=True, shares=2, beyond=256),
         Tiling(64, 16, 8, 64, 256, on_wgmma=False),
+        Tiling(64, 16, 8, 64, 256, on_wgmma=False, aligned=True, shares=2, beyond=256),
     ),
     # AMD keeps W_hh in registers; 8 waves would halve them.
     ("forward", "amd"): (Tiling(64, 16, 4, 256, 1024),),
@@ -148,12 +156,12 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
         wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
         yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
     for tiling in _tilings(problem, limits):
-        if tiling.aligned and problem.head_size % 16:
+        if problem.head_size <= tiling.beyond or (tiling.aligned and problem.head_size % 16):
             continue
         if find_cell(problem.cell).inner is not None and _two_products_spill(problem, tiling):
             continue
-        split = gates * tiling.shares if problem.phase == "backward" else 1
-        units = tiling.rows // max(gates, split)
+        split = tiling.shares * (gates if problem.phase == "backward" else 1)
+        units = tiling.rows // (gates * tiling.shares)
         for block_k in (256, 128, 64, 32):
             config = Config("cooperative", tiling.columns, units, block_k, tiling.num_warps, 1, tiling.exchange, split)
             if much and parts_of_sums(problem, config, limits.arch) == 1:
@@ -229,9 +237,8 @@ def _product(problem: Problem, space: Space) -> Iterator[Config]:
     if block <= LARGEST_SINGLE_CTA:
         for rows, warps, stages in itertools.product(space.BLOCK_B, space.num_warps, space.num_stages):
             yield Config("single_cta", rows, block, block, warps, stages)
-    splits = space.SPLIT_K if problem.phase == "backward" else (1,)
     for values in itertools.product(
-        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, splits
+        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, space.SPLIT_K
     ):
         yield Config("cooperative", *values)
 

@@ -24,7 +24,7 @@ from .exchange import Sent, publish
 from .forward_step import updated
 from .groups import Team
 from .product import await_operand, expected_backwards, load_weights_backwards, product_backwards
-from .split_k import columns_of_part
+from .split_k import columns_of_part, scratch_of_block
 from .tiles import (
     add_all,
     load_parameters,
@@ -80,8 +80,7 @@ def backward(
         if LOOP.EXCHANGE == "barrier":
             arrivals += me.team * 32
         if LOOP.SPLIT_K > 1:
-            blocks_before = me.team * LOOP.MEMBERS + me.number - part
-            partial += blocks_before * (2 * LOOP.BLOCK_B * LOOP.SPLIT_K * LOOP.BLOCK_H)
+            partial = scratch_of_block(partial, me, LOOP.BLOCK_H, LOOP)
         team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
     weights = load_weights_backwards(of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me, CELL, LOOP)
