@@ -33,7 +33,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activations import activate, gradient
+from .activations import activate, gradient, log1p, sigmoid, tanh
 
 
 @triton.jit
@@ -162,3 +162,45 @@ def lstm_peephole_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RE
     df = gradient(dc * before[1], f, RECURRENT)
     dv = (di, df, gradient(dc * i, g, ACTIVATION), do)
     return dv, dv, (tl.zeros_like(dc), dc * f + di * p[0] + df * p[1]), (di * before[1], df * before[1], do * after[1])
+
+
+@triton.jit
+def slstm_gates(x, a, state, p):
+    """i, f, z, o as they multiply, what of f's gradient f_ does not get, and m, the scale that c and n are now in.
+
+    i = exp(i_ - m), f = exp(log sigmoid(f_) + m_{t-1} - m), z = tanh(z_), o = sigmoid(o_), with m the larger exponent:
+    xLSTM (Beck et al. 2024, arXiv:2405.04517), equations 8 to 17, as in its code: the forget gate is a sigmoid, and
+    where nothing has been summed yet (n = 0) m is i_, row by row and unit by unit.
+    """
+    f_ = x[1] + a[1]
+    i_ = x[0] + a[0]
+    log_f = tl.minimum(f_, 0.0) - log1p(tl.exp(-tl.abs(f_))) + state[3]
+    m = tl.where(state[2] == 0.0, i_, tl.maximum(i_, log_f, propagate_nan=tl.PropagateNan.ALL))
+    # Above 1 only in a first step, where nothing is there to be multiplied, but a gradient in float16 would overflow.
+    f = tl.exp(tl.minimum(log_f - m, 0.0, propagate_nan=tl.PropagateNan.ALL))
+    s = tl.where(log_f > m, 1.0, sigmoid(f_))
+    return tl.exp(i_ - m), f, tanh(x[2] + a[2]), sigmoid(x[3] + a[3]), s, m
+
+
+@triton.jit
+def slstm_update(v, state, p):
+    """c = f * c + i * z, n = f * n + i, h = o * c / n"""
+    c = v[1] * state[1] + v[0] * v[2]
+    n = v[1] * state[2] + v[0]
+    return v[3] * (c / n), c, n, v[5]
+
+
+@triton.jit
+def slstm_gradients(d, v, before, after, p):
+    """m is a scale of c and n, which c / n does not depend on: no gradient flows through it."""
+    i, f, z, o = v[0], v[1], v[2], v[3]
+    s = after[1] / after[2]
+    dc = d[1] + d[0] * o / after[2]
+    dn = d[2] - d[0] * o * s / after[2]
+    dv = (
+        (dc * z + dn) * i,
+        (dc * before[1] + dn * before[2]) * f * (1.0 - v[4]),
+        dc * i * (1.0 - z * z),
+        d[0] * s * o * (1.0 - o),
+    )
+    return dv, dv, (tl.zeros_like(dc), dc * f, dn * f, tl.zeros_like(dc)), ()

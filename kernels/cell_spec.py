@@ -18,7 +18,8 @@ class CellSpec:
     gates:           rows of W_hh are gates * hidden_size, stacked gate by gate in torch's order.
     states:          tiles carried from step to step; the first is h, the only one that other units read.
     values:          tiles of v.
-    saved:           tiles of v that the step backwards needs: all, or 0 where the states alone will do.
+    saved:           how many of v's first tiles the step backwards needs, 0 where the states alone will do. With
+                     zoneout it needs all.
     split_gradient:  whether x and a have different gradients.
     gates_of, update, gradients:  the jitted functions (see `cell_math`), injected into the time loops.
     parameters:      rows of numbers per unit that the cell has besides its matrices and biases.
@@ -132,6 +133,18 @@ CELLS: dict[str, CellSpec] = {
             gates_of=cell_math.lstm_peephole_gates,
             gradients=cell_math.lstm_peephole_gradients,
             parameters=3,
+        ),
+        CellSpec(
+            "slstm",
+            gates=4,
+            states=4,
+            values=6,
+            saved=5,
+            split_gradient=False,
+            gates_of=cell_math.slstm_gates,
+            update=cell_math.slstm_update,
+            gradients=cell_math.slstm_gradients,
+            gate_names=("i", "f", "z", "o"),
         ),
     )
 }

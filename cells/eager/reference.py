@@ -1,9 +1,9 @@
 """The equations of every cell in plain torch, by the cell's name: what kernels are checked against and the eager path
 of what torch has no op for.
 
-Names: "rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm", "lstm_peephole"; the last four with other activations
-as "lstm(relu,hard_sigmoid)", the activation first, then the recurrent one; and the names given to
-`holdfast.define_cell`.
+Names: "rnn_tanh", "rnn_relu", "slstm", "gru", "gru_reset_before", "lstm", "lstm_peephole"; the last four with other
+activations as "lstm(relu,hard_sigmoid)", the activation first, then the recurrent one; the cells of
+`catalogue`; and the names given to `holdfast.define_cell`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..catalogue import CATALOGUE
 from .activations import Activation, find_activation
 
 States = tuple[Tensor, ...]
@@ -39,6 +42,7 @@ class Reference:
     states:      number of states.
     gate_names:  what users call the gate activations.
     parameters:  number of weights of a unit's own.
+    named:       what users call the states; empty for h, c, state2 and so on.
     """
 
     step: Step
@@ -46,10 +50,11 @@ class Reference:
     states: int
     gate_names: tuple[str, ...]
     parameters: int = 0
+    named: tuple[str, ...] = ()
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        return tuple(STATE_NAMES[k] if k < len(STATE_NAMES) else f"state{k}" for k in range(self.states))
+        return self.named or tuple(STATE_NAMES[k] if k < len(STATE_NAMES) else f"state{k}" for k in range(self.states))
 
     def __call__(self, x: Tensor, product: Product, states: States, parameters: States = ()) -> tuple[States, States]:
         return self.step(x, product, states, parameters)
@@ -108,9 +113,26 @@ def lstm_peephole(
     return (o * act(c), c), (i, f, g, o)
 
 
+def slstm(x: Tensor, product: Product, states: States, parameters: States) -> tuple[States, States]:
+    """c = f * c + i * z, n = f * n + i, h = o * c / n with i = exp(i_) and f = sigmoid(f_), c and n divided by exp(m):
+    Beck et al. 2024, arXiv:2405.04517, equations 8 to 17, as in its authors' code (`kernels/cell_math.py`).
+
+    No gradient flows through m: c / n does not depend on it.
+    """
+    h, c, n, m = states
+    i_, f_, z, o = (x + product(h)).chunk(4, -1)
+    log_f = F.logsigmoid(f_) + m.detach()
+    scale = torch.where(n == 0, i_, torch.maximum(i_, log_f)).detach()
+    i, f, z, o = torch.exp(i_ - scale), torch.exp((log_f - scale).clamp(max=0)), torch.tanh(z), torch.sigmoid(o)
+    c, n = f * c + i * z, f * n + i
+    m = torch.where(torch.ones_like(scale, dtype=torch.bool), scale, i_)  # in autograd's graph, as all results are
+    return (o * (c / n), c, n, m), (i, f, z, o)
+
+
 REFERENCES: dict[str, Reference] = {
     "rnn_tanh": Reference(partial(rnn, torch.tanh), 1, 1, ("n",)),
     "rnn_relu": Reference(partial(rnn, torch.relu), 1, 1, ("n",)),
+    "slstm": Reference(slstm, 4, 4, ("i", "f", "z", "o"), named=("h", "c", "n", "m")),
 }
 """References by name; `holdfast.define_cell` adds to it."""
 
@@ -128,6 +150,8 @@ def reference_of(name: str) -> Reference:
 
     Raises ValueError where no cell has this name.
     """
+    if name in CATALOGUE and name not in REFERENCES:
+        import_module(f"...catalogue.{name}", __name__)
     if name in REFERENCES:
         return REFERENCES[name]
     family, _, chosen = name.partition("(")
@@ -136,7 +160,7 @@ def reference_of(name: str) -> Reference:
         known = ", ".join(map(repr, (*REFERENCES, *FAMILIES)))
         raise ValueError(
             f"cell should be one of {known}, these also as 'lstm(relu,hard_sigmoid)', got {name!r}; "
-            "holdfast.define_cell adds others"
+            f"the catalogue has {', '.join(CATALOGUE)}, and holdfast.define_cell adds others"
         )
     return FAMILIES[family](find_activation(names[0]), find_activation(names[1], "recurrent_activation"))
 
