@@ -125,7 +125,8 @@ def slstm(x: Tensor, product: Product, states: States, parameters: States) -> tu
     scale = torch.where(n == 0, i_, torch.maximum(i_, log_f)).detach()
     i, f, z, o = torch.exp(i_ - scale), torch.exp((log_f - scale).clamp(max=0)), torch.tanh(z), torch.sigmoid(o)
     c, n = f * c + i * z, f * n + i
-    m = torch.where(torch.ones_like(scale, dtype=torch.bool), scale, i_)  # in autograd's graph, as all results are
+    # The scale, in autograd's graph as every state is, with gradients of zero.
+    m = torch.where(torch.ones_like(scale, dtype=torch.bool), scale, i_ + m)
     return (o * (c / n), c, n, m), (i, f, z, o)
 
 
