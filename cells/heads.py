@@ -1,32 +1,19 @@
-"""W_hh of several heads as the block-diagonal matrix that torch.nn's modules would need for the same, and back.
-
-With num_heads=N unit u belongs to head u // (H / N) and sees that head's h alone. So of each row of W_hh only H / N
-numbers are there: `weight_hh_l{k}` is [G * H, H / N].
-"""
+"""A call of several heads as torch's op would take it: with the block-diagonal matrix for W_hh."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from ..kernels.heads import block_diagonal
+from .call.records import Call
 
 
-def block_diagonal(w_hh: Tensor, heads: int) -> Tensor:
-    """[G * H, H / N] -> [G * H, H], zero where a unit would see another head's; differentiable."""
-    if heads == 1:
-        return w_hh
-    # A choice and no product with zeros: it keeps a weight that is infinite in its own block, and every tracer and
-    # exporter knows it.
-    head_size = w_hh.shape[1]
-    unit = torch.arange(heads * head_size, device=w_hh.device)
-    row = torch.arange(w_hh.shape[0], device=w_hh.device)
-    same = (row // head_size % heads)[:, None] == unit // head_size
-    return torch.where(same, w_hh.repeat(1, heads), 0)
-
-
-def diagonal_blocks(dense: Tensor, heads: int) -> Tensor:
-    """Back from `block_diagonal`: [G * H, H] -> [G * H, H / N]; what lies outside of the blocks is left out."""
-    if heads == 1:
-        return dense
-    head_size = dense.shape[1] // heads
-    by_heads = dense.unflatten(0, (-1, heads, head_size)).unflatten(-1, (heads, head_size))
-    return by_heads.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).flatten(0, 2)
+def densely(call: Call) -> Call:
+    """The same call of one head. What becomes of it knows nothing of heads, and gradients go to their blocks alone."""
+    layers = call.layers
+    if layers.num_heads == 1:
+        return call
+    each = layers.weights_each
+    weights = [
+        block_diagonal(weight, layers.num_heads) if index % each == 1 else weight
+        for index, weight in enumerate(layers.weights)
+    ]
+    return call._replace(layers=layers._replace(weights=weights, num_heads=1))

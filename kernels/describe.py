@@ -128,8 +128,8 @@ def split_k(problem: Problem, config: Config) -> int:
 
 
 def part_of_product(problem: Problem, config: Config) -> int:
-    """Numbers that one row of a program's product sums up: forwards a head's units; backwards its part of their gates, a multiple of 16,
-    so that da is read in whole vectors."""
+    """Numbers that one row of a program's product sums up: forwards a head's units; backwards its part of all their
+    gates, a multiple of 16, so that da is read in whole vectors."""
     if problem.phase == "forward":
         return problem.head_size
     return math.ceil(find_cell(problem.cell).gates * problem.head_size / (16 * split_k(problem, config))) * 16

@@ -17,7 +17,7 @@ from .problem import Problem
 
 
 class LayerWeights(NamedTuple):
-    """One direction's parameters (or their gradients), in torch's layout; G gates, input size I, hidden size H, heads N."""
+    """One direction's parameters (or their gradients), in torch's layout; G gates, input size I, hidden size H, N heads."""
 
     w_ih: torch.Tensor  # [G * H, I]
     w_hh: torch.Tensor  # [G * H, H / N]
@@ -225,8 +225,8 @@ def _gradient_of_w_hh(
         first, last = flat.unflatten(1, (heads, -1)).split_with_sizes(
             [cell.outer_gates * problem.head_size, (cell.gates - cell.outer_gates) * problem.head_size], dim=2
         )
-        sums = sums_of_products(first, before, heads), sums_of_products(last, inner, heads)
-        return of_w_hh(torch.cat(sums, dim=-2), heads, hidden)
+        both = sums_of_products(first, before, heads), sums_of_products(last, inner, heads)
+        return of_w_hh(torch.cat(both, dim=-2), heads, hidden)
     at, rest, before, h_0 = _shifted(history, direction, hidden)
     sums = sums_of_products(da[rest].reshape(-1, rows), before, heads)
     if h_0 is not None:

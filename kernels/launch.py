@@ -35,7 +35,7 @@ from .describe import (
 from .executor import Executor, substitute
 from .layouts import check_layouts
 from .loop.groups import ABSENT, Team
-from .problem import Problem
+from .problem import Problem, sizes_of
 from .resources import H100, TOO_LARGE, NotResidentError, from_device, resident_programs
 from .stall import WAIT_LIMIT, raise_if_stalled, status_word
 
@@ -184,7 +184,7 @@ class Launcher:
         while True:
             if fit.resident < self.least:
                 raise NotResidentError(
-                    f"{problem.cell} with hidden_size={problem.hidden_size} needs {self.least} programs "
+                    f"{problem.cell} with {sizes_of(problem)} needs {self.least} programs "
                     f"resident at once with {config}; {self.device} holds {fit.resident}",
                     problem,
                 )

@@ -46,3 +46,9 @@ class Problem:
     def head_size(self) -> int:
         """Units of a head."""
         return self.hidden_size // self.num_heads
+
+
+def sizes_of(problem: Problem) -> str:
+    """What messages call a layer by: its units, and its heads where it has several."""
+    heads = f" num_heads={problem.num_heads}" if problem.num_heads > 1 else ""
+    return f"hidden_size={problem.hidden_size}{heads}"

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 
 from holdfast.bench.check.features import draw_call, errors_of
-from holdfast.bench.check.layer import Case, Layer, check_case, check_gradients
+from holdfast.bench.check.layer import Case, check_case, check_gradients
 from holdfast.bench.check.run import DTYPES, REGIMES
-from holdfast.kernels import chunks, interpreter
 from holdfast.kernels.cell_spec import CELLS
-from holdfast.kernels.config import Config
-from holdfast.kernels.interpreter import interpret
-from holdfast.kernels.layer import backward_layer, forward_layer
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

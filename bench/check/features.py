@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...cells.eager.recurrence import unroll
-from ...cells.heads import block_diagonal
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.extras import Extras, is_one_number
+from ...kernels.heads import block_diagonal
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.packed_rows import PackedRows

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ...cells.heads import block_diagonal, diagonal_blocks
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
+from ...kernels.heads import block_diagonal, diagonal_blocks
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_layer
 from ...kernels.problem import Precision, Problem

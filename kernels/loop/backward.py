@@ -1,8 +1,8 @@
 """The time loop backwards: it carries the gradients of the states from the last step to the first.
 
-A program owns BLOCK_H hidden units as in `forward` and publishes the da of their gates every step; W_hh^T da
-then runs over all gates of all units of the head. SPLIT_K programs share the columns of W_hh of all their units: each keeps PART of
-those columns' rows, multiplies them with the same part of the team's da, and they sum up (see `split_k`).
+A program owns BLOCK_H hidden units as in `forward` and publishes the da of their gates every step; W_hh^T da then runs
+over all gates of all units of its head. SPLIT_K programs share the columns of W_hh of all their units: each keeps PART
+of those columns' rows, multiplies them with the same part of the team's da, and they sum up (see `split_k`).
 """
 
 from __future__ import annotations

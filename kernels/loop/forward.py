@@ -1,9 +1,10 @@
 """The time loop: one walk over all steps for a team of any size.
 
-A team shares one batch tile; each of its programs owns BLOCK_H hidden units and keeps their rows of W_hh on chip. Every
-step its members need all of their head's h: a team of one has it in its registers, the members of a larger one exchange it (see
-`product`). Teams (one per direction, head and group of batch tiles) run side by side and never wait for each other; a
-group's batch tiles run one after the other. A head's units see no other head's h, so its teams need nothing of them. All programs of teams of several must be resident at once: `launch` checks that.
+A team shares one batch tile of one head; each of its programs owns BLOCK_H hidden units and keeps their rows of W_hh on
+chip. Every step its members need all of the head's h: a team of one has it in its registers, the members of a larger
+one exchange it (see `product`). Teams (one per direction, head and group of batch tiles) run side by side and never
+wait for each other; a group's batch tiles run one after the other. All programs of teams of several must be resident at
+once: `launch` checks that.
 """
 
 from __future__ import annotations

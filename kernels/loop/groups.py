@@ -6,8 +6,8 @@ into a tuple. An option that a call leaves out is a group of Nones and not None:
 holds a None whether it is None.
 
 B rows of the batch, T steps, H units, D directions, G gates, N heads. "As y" is [T, B, D * H], packed [rows, D * H].
-"By heads" is what lies gate by gate within each head, [.., D, N, G, H / N]: all that a head's product sums up is side by
-side. With one head that is gate by gate, [.., D, G, H], as everything else of several gates is.
+"By heads" is what lies gate by gate within each head, [.., D, N, G, H / N]: all that a head's product sums up lies side
+by side. With one head that is gate by gate, [.., D, G, H], as everything else of several gates is.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Loop:
     PARTS:     how often a gate of one of two products a step has room among the product's rows: 1 where both are of all
                gates (see `parts`, which makes a Loop of one product from it: how many parts of each sum that has).
 
-    HEAD, MEMBERS, PART and CHUNKS follow from the others and are fields all the same: Triton's caches know this constexpr by
-    its repr, in which no property is.
+    HEAD, MEMBERS, PART and CHUNKS follow from the others and are fields all the same: Triton's caches know this
+    constexpr by its repr, in which no property is.
     """
 
     HIDDEN: int

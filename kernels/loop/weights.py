@@ -110,7 +110,8 @@ def load_weights_transposed(
 
 @triton.jit
 def load_gate_blocks(w_ptr, me, CELL: tl.constexpr, LOOP: tl.constexpr):
-    """All of a head's W_hh transposed, for one program: a tile [BLOCK_H, BLOCK_H] per gate, unit of h by unit of the gate."""
+    """All of a head's W_hh transposed, for one program: a tile [BLOCK_H, BLOCK_H] per gate, unit of h by unit of the
+    gate."""
     GATES: tl.constexpr = CELL.gates
     HEAD: tl.constexpr = LOOP.HEAD
     PRECISION: tl.constexpr = LOOP.PRECISION
