@@ -18,6 +18,7 @@ from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
 from ..kernels.extras import Extras
 from ..kernels.gemm import LayerWeights, Wanted
+from ..kernels.heads import block_diagonal, diagonal_blocks
 from ..kernels.kept import Keep
 from ..kernels.layer import backward_layer, forward_layer
 from ..kernels.plan import Reason
@@ -228,7 +229,9 @@ def _call_of_torch(
     made, options = TORCHS[problem.cell]
     module = made(INPUT_SIZE, problem.hidden_size, bidirectional=problem.directions == 2, **options)
     module = module.to(x.device, x.dtype)
-    given = [t for w in weights for t in (w.w_ih, w.w_hh, w.b_ih, w.b_hh) if t is not None]
+    given = [
+        t for w in weights for t in (w.w_ih, block_diagonal(w.w_hh, problem.num_heads), w.b_ih, w.b_hh) if t is not None
+    ]
     with torch.no_grad():
         for parameter, weight in zip(module.parameters(), given, strict=True):
             parameter.copy_(weight)
@@ -256,7 +259,9 @@ def _call_of_torch(
 
     def backward() -> Sequence[torch.Tensor]:
         with _float32_products(problem):
-            return torch.autograd.grad(results, [*module.parameters()], gradients, retain_graph=True)
+            found = torch.autograd.grad(results, [*module.parameters()], gradients, retain_graph=True)
+        each = len(found) // problem.directions
+        return [diagonal_blocks(g, problem.num_heads) if i % each == 1 else g for i, g in enumerate(found)]
 
     return backward
 
@@ -318,7 +323,7 @@ def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
     weights = [
         LayerWeights(
             uniform(rows, INPUT_SIZE),
-            uniform(rows, hidden),
+            uniform(rows, problem.head_size),
             uniform(rows),
             uniform(rows),
             *((uniform(cell.parameters, hidden),) if cell.parameters else ()),

@@ -323,7 +323,7 @@ def near_misses(key: Key, limits: DeviceLimits) -> tuple[str, ...]:
 
 
 def _fields(key: Key, where: Fingerprint) -> dict[str, Any]:
-    return key.asdict() | {"features": key.features} | where.asdict()
+    return key.asdict() | {"features": key.features, "num_heads": key.num_heads} | where.asdict()
 
 
 def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any], may_differ: frozenset[str]) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -162,11 +162,13 @@ def from_json(text: str, where: object) -> Entry:
 
 
 def from_fields(cls: Any, content: dict[str, Any]) -> Any:
-    """A dataclass of this file, or a key, from exactly its fields; JSON has lists where it has tuples.
+    """A dataclass of this file, or a key, from exactly its fields, but for those with a default; JSON has lists where
+    it has tuples.
 
     Raises ValueError or TypeError where a field is missing, unknown or has no possible value.
     """
-    if missing := {f.name for f in fields(cls)} ^ content.keys():
+    optional = {f.name for f in fields(cls) if f.default is not MISSING} - content.keys()
+    if missing := ({f.name for f in fields(cls)} ^ content.keys()) - optional:
         raise ValueError(f"{cls.__name__} with or without {', '.join(sorted(missing))}")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     if "config" in values:
@@ -318,4 +320,6 @@ def read(path: Path) -> Entry:
 
 def _short(entry: Entry) -> str:
     k, f = entry.key, entry.fingerprint
-    return f"{k.cell} {k.phase} {k.dtype} hidden_size={k.hidden_size} batch<={k.batch} on {f.gpu}, Triton {f.triton}"
+    heads = f" num_heads={k.num_heads}" if k.num_heads > 1 else ""
+    sizes = f"hidden_size={k.hidden_size}{heads} batch<={k.batch}"
+    return f"{k.cell} {k.phase} {k.dtype} {sizes} on {f.gpu}, Triton {f.triton}"

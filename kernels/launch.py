@@ -8,7 +8,7 @@ strides) and hands it to Triton's launcher, which takes 4 us.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,6 +24,7 @@ from .describe import (
     batch_tiles,
     constexprs,
     directions_at_once,
+    heads_at_once,
     kernel_of,
     least_grid,
     num_groups,
@@ -34,7 +35,7 @@ from .describe import (
 from .executor import Executor, substitute
 from .layouts import check_layouts
 from .loop.groups import ABSENT, Team
-from .problem import Problem
+from .problem import Problem, sizes_of
 from .resources import H100, TOO_LARGE, NotResidentError, from_device, resident_programs
 from .stall import WAIT_LIMIT, raise_if_stalled, status_word
 
@@ -42,7 +43,7 @@ from .stall import WAIT_LIMIT, raise_if_stalled, status_word
 def launch(problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
     """Run `kernel_of(problem)` on the layer's groups of arguments, T, B and walk_bits; the rest is added here.
 
-    Two directions whose teams do not fit on the GPU at once are two launches.
+    Directions and heads whose teams do not fit on the GPU at once are several launches.
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
@@ -175,24 +176,22 @@ class Launcher:
     def _start(self, start: Callable[[int, Team, int], None], fit: Fit, spin_limit: int, walk_bits: int) -> None:
         """Start as many teams as fit, fewer if the driver does not take that many; directions in turns if need be."""
         problem, config = self.problem, self.config
-        if walk_bits >> 2:  # one direction is asked for
+        if walk_bits >> 2 & 3:  # one direction is asked for
             problem = replace(problem, directions=1)
         if not self.cooperative:
-            start(problem.directions * self.tiles, _ALONE, walk_bits)
+            start(problem.directions * problem.num_heads * self.tiles, _ALONE, walk_bits)
             return
         while True:
             if fit.resident < self.least:
                 raise NotResidentError(
-                    f"{problem.cell} with hidden_size={problem.hidden_size} needs {self.least} programs "
+                    f"{problem.cell} with {sizes_of(problem)} needs {self.least} programs "
                     f"resident at once with {config}; {self.device} holds {fit.resident}",
                     problem,
                 )
-            at_once = directions_at_once(problem, config, fit.resident)
-            teams = at_once * num_groups(problem, config, fit.resident)
-            grid = teams * team_size(problem, config)
+            grid = 0
             try:
-                for turn in range(problem.directions // at_once):
-                    bits = walk_bits if at_once == problem.directions else alone(walk_bits, turn)
+                for teams, bits in turns(problem, config, fit.resident, walk_bits):
+                    grid = teams * team_size(problem, config)
                     start(grid, self._team(teams, spin_limit), bits)
                 return
             except RuntimeError as error:
@@ -245,6 +244,18 @@ class Launcher:
 
 launcher_of = lru_cache(maxsize=4096)(Launcher)
 _ALONE = Team()
+
+
+def turns(problem: Problem, config: Config, resident: int, walk_bits: int) -> Iterator[tuple[int, int]]:
+    """Teams and bits (see `walk.this_member`) of each launch: one where a team for every direction and head fits."""
+    directions = directions_at_once(problem, config, resident)
+    heads = heads_at_once(problem, config, resident)
+    groups = num_groups(problem, config, resident)
+    for turn in range(problem.directions // directions):
+        bits = walk_bits if directions == problem.directions else alone(walk_bits, turn)
+        for first in range(0, problem.num_heads, heads):
+            some = bits if heads == problem.num_heads else bits | 1 + first << 4
+            yield directions * min(heads, problem.num_heads - first) * groups, some
 
 
 def alone(walk_bits: int, direction: int) -> int:

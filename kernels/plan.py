@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from .config import Config, Regime
-from .problem import Problem
+from .problem import Problem, sizes_of
 
 Provenance = Literal["measured", "published", "assumed"]
 """Where a number comes from: this project has measured it, others have published it, or nobody has."""
@@ -72,8 +72,7 @@ class Plan:
         p = self.problem
         arrows = "both directions" if p.directions == 2 else "one direction"
         lines = [
-            f"{p.cell} {str(p.dtype).removeprefix('torch.')} hidden_size={p.hidden_size} "
-            f"batch={p.batch_size}, {arrows}",
+            f"{p.cell} {str(p.dtype).removeprefix('torch.')} {sizes_of(p)} batch={p.batch_size}, {arrows}",
             f"  regime: {self.regime}",
         ]
         if self.config is not None:

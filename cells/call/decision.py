@@ -162,8 +162,8 @@ def _reasons_of_device(device: torch.device, trains: bool, *loop: Any) -> tuple[
 
 @lru_cache(maxsize=1024)
 def _problem(loop: Loop, batch_size: int) -> Problem:
-    cell, dtype, hidden_size, directions, precision, features = loop
-    return Problem(cell, dtype, hidden_size, batch_size, directions, precision, features=features)
+    cell, dtype, hidden_size, directions, precision, features, heads = loop
+    return Problem(cell, dtype, hidden_size, batch_size, directions, precision, features=features, num_heads=heads)
 
 
 @lru_cache(maxsize=1024)

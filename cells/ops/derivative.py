@@ -11,11 +11,13 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from ...kernels.extras import Extras
+from ...kernels.heads import block_diagonal
 from ...kernels.packed_rows import PackedRows
 from ...kernels.resources import NotResidentError
 from ..backend import current_backend
 from ..call.surroundings import watched
 from ..eager.recurrence import unroll
+from ..eager.reference import reference_of
 from .options import Options, dtype_named, told
 
 if TYPE_CHECKING:
@@ -199,16 +201,17 @@ def _through_recurrence(
         elif options.batch_first:
             xs = xs.transpose(0, 1)
         directions, each = options.directions, len(weights) // options.directions
-        hidden = weights[1].shape[1]
+        hidden = weights[1].shape[0] // reference_of(options.cell).gates
         zones = [z.to(dtype) if rows is None else rows.padded(z.to(dtype)) for z in extras.zoneout or ()]
         outputs = []
         for direction in range(directions):
             states = tuple(t[direction] for t in starting)
+            w_ih, w_hh, *others = own[direction * each : (direction + 1) * each]
             outputs.append(
                 unroll(
                     options.cell,
                     xs,
-                    own[direction * each : (direction + 1) * each],
+                    [w_ih, block_diagonal(w_hh, hidden // w_hh.shape[1]), *others],
                     states or (xs.new_zeros(xs.shape[1], hidden),) * len(d_final),
                     reverse=direction == 1,
                     lengths=extras.lengths,

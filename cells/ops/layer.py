@@ -35,8 +35,8 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
     """Run one layer of a recurrent network on a kernel.
 
     x:        [T, B, I], or [B, T, I] with batch_first; any strides. Packed: [rows, I].
-    weights:  w_ih [G*H, I], w_hh [G*H, H] and, or not, b_ih, b_hh [G*H], and the cell's own numbers [P, H] where it
-              has any, of each direction in turn (G gates).
+    weights:  w_ih [G*H, I], w_hh [G*H, H / heads] and, or not, b_ih, b_hh [G*H], and the cell's own numbers [P, H]
+              where it has any, of each direction in turn (G gates).
     initial:  a tensor [directions, B, H] per state of the cell, h first; a None each for zeros.
     arguments: `Options`; keep, see `kernels.layer.Keep`; `Extras`.
 

@@ -1,8 +1,8 @@
 """The time loop backwards: it carries the gradients of the states from the last step to the first.
 
-A program owns BLOCK_H hidden units as in `forward` and publishes the da of their gates every step; W_hh^T da
-then runs over all gates of all units. SPLIT_K programs share the columns of W_hh of all their units: each keeps PART of
-those columns' rows, multiplies them with the same part of the team's da, and they sum up (see `split_k`).
+A program owns BLOCK_H hidden units as in `forward` and publishes the da of their gates every step; W_hh^T da then runs
+over all gates of all units of its head. SPLIT_K programs share the columns of W_hh of all their units: each keeps PART
+of those columns' rows, multiplies them with the same part of the team's da, and they sum up (see `split_k`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def backward(
     gradients,  # LayerGradients
     layer,  # Layer
     past,  # Past
-    gx,  # Strided as for `forward`, and ga likewise: W_hh h + b_hh, contiguous; of Nones where v is saved
+    gx,  # Strided as for `forward`, and ga likewise, by heads: W_hh h + b_hh, contiguous; of Nones where v is saved
     ga,
     out,  # StepGradients; for "dataflow" da is filled with the sentinel
     rows,  # Rows
@@ -61,6 +61,7 @@ def backward(
     LOOP: tl.constexpr,  # Loop
 ):
     HIDDEN: tl.constexpr = LOOP.HIDDEN
+    HEAD: tl.constexpr = LOOP.HEAD
     WIDTH: tl.constexpr = LOOP.DIRECTIONS * HIDDEN
     GATES: tl.constexpr = CELL.gates
     STATES: tl.constexpr = CELL.states
@@ -69,7 +70,7 @@ def backward(
     OUTER: tl.constexpr = CELL.outer_gates if CELL.inner is not None else CELL.gates
     PRODUCTS: tl.constexpr = 1 if CELL.inner is None else 2
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
-    me = this_member(walk_bits, LOOP)
+    me = this_member(walk_bits, CELL, LOOP)
     part = me.number % LOOP.SPLIT_K
     limit = 0  # of later waits: none once one has run out
     if not ALONE:
@@ -87,8 +88,8 @@ def backward(
     p = load_parameters(layer.parameters, me, CELL, LOOP)
     row = tl.arange(0, LOOP.BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
-    gate_offsets = row[None, :] * (GATES * WIDTH) + me.unit[:, None]
-    columns = columns_of_part(GATES * HIDDEN, part, LOOP)
+    gate_offsets = row[None, :] * (GATES * WIDTH) + me.by_heads[:, None]
+    columns = columns_of_part(GATES * HEAD, part, LOOP)
     passed = 0
 
     first = me.group * LOOP.BLOCK_B
@@ -134,11 +135,11 @@ def backward(
                 inner = inner_gate_gradients(d, v, before, after, p, CELL)
                 if ALONE:
                     inner = masked(inner, mask_here, INNER)
-                publish(da_tile + OUTER * HIDDEN, inner, mask_here, team, INNER, LOOP)
-                outer_columns = columns_of_part(OUTER * HIDDEN, part, LOOP)
+                publish(da_tile + OUTER * HEAD, inner, mask_here, team, INNER, LOOP)
+                outer_columns = columns_of_part(OUTER * HEAD, part, LOOP)
                 sent = Sent(
                     base=da_base + part * LOOP.PART,
-                    row_offsets=row * (GATES * WIDTH),
+                    row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
                     row_ok=now.here,
                     low=outer_columns,
                     high=columns,
@@ -157,12 +158,12 @@ def backward(
                 da = masked(da, mask_here, OUTER)
             publish(da_tile, da, mask_here, team, OUTER, LOOP)
             if out.dx is not None:
-                store_gates(at_tile(out.dx + start * GATES, gate_offsets), dx, mask_here, GATES, HIDDEN)
+                store_gates(at_tile(out.dx + start * GATES, gate_offsets), dx, mask_here, GATES, HEAD)
             if gradients.parameters is not None:
                 of_parameters = add_all(of_parameters, masked(dp, mask_here, PARAMETERS), PARAMETERS)
             sent = Sent(
                 base=da_base + part * LOOP.PART,
-                row_offsets=row * (GATES * WIDTH),
+                row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
                 row_ok=now.here,
                 low=None,
                 high=outer_columns,

@@ -53,14 +53,14 @@ class Sent(NamedTuple):
     base: Any  # a pointer, or one for each row
     row_offsets: Any  # [BLOCK_B], from there
     row_ok: Any  # [BLOCK_B]: rows that are there; the others count as zeros
-    low: Any  # the columns that are read: from low (None: 0) to high. They and all offsets are multiples of HIDDEN
+    low: Any  # the columns that are read: from low (None: 0) to high. They and all offsets are multiples of HEAD
     high: Any  # or of 16
 
 
 @triton.constexpr_function
-def numbers_in_word(dtype, hidden_size):
+def numbers_in_word(dtype, head_size):
     """How many numbers a team reads and tests at once: two of 16 bits where every row begins at a whole word."""
-    return 2 if dtype.primitive_bitwidth == 16 and hidden_size % 2 == 0 else 1
+    return 2 if dtype.primitive_bitwidth == 16 and head_size % 2 == 0 else 1
 
 
 @triton.constexpr_function
@@ -82,7 +82,7 @@ def _without_sentinel(numbers):
 
 
 @triton.jit
-def _row_pointers(sent, HIDDEN: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
+def _row_pointers(sent, HEAD: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
     """To the first word of every row, [ROWS, 1]."""
     word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
     if len(sent.base.shape) == 0:
@@ -90,7 +90,7 @@ def _row_pointers(sent, HIDDEN: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
     else:
         first = (sent.base + sent.row_offsets)[:, None]
     # Of pointers that are chosen row by row (resets) Triton 3.9 works out no alignment, and would read word by word.
-    BYTES: tl.constexpr = word.primitive_bitwidth // 8 * vector_words(HIDDEN, NUMBERS_IN_WORD, 4)
+    BYTES: tl.constexpr = word.primitive_bitwidth // 8 * vector_words(HEAD, NUMBERS_IN_WORD, 4)
     return tl.multiple_of(first.to(tl.pointer_type(word)), (BYTES, BYTES))
 
 
@@ -126,7 +126,7 @@ def _read_chunk(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: 
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     k = chunk * WORDS + tl.arange(0, WORDS)
     mask = _chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP)
-    return load_from_l2(_row_pointers(sent, LOOP.HIDDEN, NUMBERS_IN_WORD) + k[None, :], mask)
+    return load_from_l2(_row_pointers(sent, LOOP.HEAD, NUMBERS_IN_WORD) + k[None, :], mask)
 
 
 @triton.jit
@@ -266,13 +266,13 @@ def spin_until_written(sent, must_wait, limit, team, NUMBERS_IN_WORD: tl.constex
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     ROWS: tl.constexpr = sent.row_ok.shape[0]
     OWN: tl.constexpr = words_of_thread(ROWS, WORDS, LOOP.NUM_WARPS)
-    VECTOR: tl.constexpr = vector_words(LOOP.HIDDEN, NUMBERS_IN_WORD, OWN)
+    VECTOR: tl.constexpr = vector_words(LOOP.HEAD, NUMBERS_IN_WORD, OWN)
     # The first poll is Triton's own load: the block takes over the layout of its words.
     words = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
     masks = ()
     for chunk in tl.static_range(CHUNKS):
         masks = masks + (_chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP).to(tl.int32),)
-    pointers = _row_pointers(sent, LOOP.HIDDEN, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
+    pointers = _row_pointers(sent, LOOP.HEAD, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
     zeros = tl.zeros((ROWS, WORDS), tl.int32)
     return tl.inline_asm_elementwise(
         poll(CHUNKS, OWN, VECTOR, WORDS * 4, NUMBERS_IN_WORD, LOOP.PAIRS),
@@ -295,7 +295,7 @@ def await_sent(
 ):
     """Waits until what was sent is there. Its chunks as words, or () where `gathered_product` reads them; whether the
     limit was over before."""
-    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(sent.base.dtype.element_ty, LOOP.HIDDEN)
+    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(sent.base.dtype.element_ty, LOOP.HEAD)
     if LOOP.EXCHANGE == "barrier":
         return (), wait_for(team, expected, must_wait, limit)
     elif LOOP.EXCHANGE == "spin":
@@ -321,7 +321,7 @@ def gathered_product(
     """
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     DTYPE: tl.constexpr = sent.base.dtype.element_ty
-    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(DTYPE, LOOP.HIDDEN)
+    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(DTYPE, LOOP.HEAD)
     sums = zero_sums(weights, LOOP)
     if LOOP.EXCHANGE == "barrier":
         for chunk in tl.static_range(CHUNKS):
@@ -369,14 +369,14 @@ def _publish_words(ptrs, value, mask, LOOP: tl.constexpr):
 
 @triton.jit
 def publish(ptrs, tiles, mask, team, COUNT: tl.constexpr, LOOP: tl.constexpr):
-    """Store COUNT float32 tiles, HIDDEN elements apart, in the pointer's dtype, for the team to read."""
+    """Store COUNT float32 tiles, HEAD elements apart, in the pointer's dtype, for the team to read."""
     for index in tl.static_range(COUNT):
         if LOOP.EXCHANGE == "spin":
-            _publish_words(ptrs + index * LOOP.HIDDEN, tiles[index], mask, LOOP)
+            _publish_words(ptrs + index * LOOP.HEAD, tiles[index], mask, LOOP)
         else:
             value = tiles[index].to(ptrs.dtype.element_ty)
             if LOOP.EXCHANGE == "dataflow":
                 value = _without_sentinel(value)
-            tl.store(ptrs + index * LOOP.HIDDEN, value, mask=mask)
+            tl.store(ptrs + index * LOOP.HEAD, value, mask=mask)
     if LOOP.EXCHANGE == "barrier":
         arrive(team)

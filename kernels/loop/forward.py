@@ -1,9 +1,10 @@
 """The time loop: one walk over all steps for a team of any size.
 
-A team shares one batch tile; each of its programs owns BLOCK_H hidden units and keeps their rows of W_hh on chip. Every
-step its members need all of h: a team of one has it in its registers, the members of a larger one exchange it (see
-`product`). Teams (one per direction and group of batch tiles) run side by side and never wait for each other; a group's
-batch tiles run one after the other. All programs of teams of several must be resident at once: `launch` checks that.
+A team shares one batch tile of one head; each of its programs owns BLOCK_H hidden units and keeps their rows of W_hh on
+chip. Every step its members need all of the head's h: a team of one has it in its registers, the members of a larger
+one exchange it (see `product`). Teams (one per direction, head and group of batch tiles) run side by side and never
+wait for each other; a group's batch tiles run one after the other. All programs of teams of several must be resident at
+once: `launch` checks that.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def forward(
     LOOP: tl.constexpr,  # Loop
 ):
     HIDDEN: tl.constexpr = LOOP.HIDDEN
+    HEAD: tl.constexpr = LOOP.HEAD
     WIDTH: tl.constexpr = LOOP.DIRECTIONS * HIDDEN
     STATES: tl.constexpr = CELL.states
     SAVED: tl.constexpr = LOOP.SAVED
@@ -78,7 +80,7 @@ def forward(
     INNER_PRODUCT: tl.constexpr = loop_of_product(LOOP, INNER)
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
     ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
-    me = this_member(walk_bits, LOOP)
+    me = this_member(walk_bits, CELL, LOOP)
     limit = 0  # of later waits: none once one has run out
     if not ALONE:
         limit = team.spin_limit
@@ -86,10 +88,10 @@ def forward(
         team = Team(arrivals=team.arrivals + me.team * 32, status=team.status, spin_limit=limit, partial=None)
 
     w_hh = of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS)
-    weights = load_weights(w_hh, me.number * LOOP.BLOCK_H, 0, OUTER if APART else CELL.gates, PRODUCT)
+    weights = load_weights(w_hh, me, 0, OUTER if APART else CELL.gates, PRODUCT)
     inner_weights = weights
     if APART:
-        inner_weights = load_weights(w_hh, me.number * LOOP.BLOCK_H, OUTER, INNER, INNER_PRODUCT)
+        inner_weights = load_weights(w_hh, me, OUTER, INNER, INNER_PRODUCT)
     bias = load_bias(layer.b_hh, me, CELL, LOOP)
     p = load_parameters(layer.parameters, me, CELL, LOOP)
     row = tl.arange(0, LOOP.BLOCK_B)
@@ -134,9 +136,9 @@ def forward(
             mask_here = me.unit_ok[:, None] & now.here[None, :]
             # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
-            starts = offsets_of_rows(WIDTH, PRODUCT)
+            starts = offsets_of_rows(WIDTH, PRODUCT) + me.head * HEAD
             there = for_each_part(readable, PRODUCT)
-            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
+            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HEAD)
             expected = (passed + step) * ARRIVALS
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
             # The next step's inputs travel while this step computes and the next one waits for its team.
@@ -152,9 +154,9 @@ def forward(
                 if out.inner is not None:
                     inner = out.inner + start
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
-                starts = offsets_of_rows(WIDTH, INNER_PRODUCT)
+                starts = offsets_of_rows(WIDTH, INNER_PRODUCT) + me.head * HEAD
                 there = for_each_part(now.here, INNER_PRODUCT)
-                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
+                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HEAD)
                 expected += LOOP.MEMBERS
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)

@@ -26,10 +26,10 @@ def words_of_thread(rows, columns, num_warps):
 
 
 @triton.constexpr_function
-def vector_words(hidden_size, numbers_in_word, words):
-    """How many words are read at once: all columns that a row may begin or end at are multiples of `hidden_size`
+def vector_words(head_size, numbers_in_word, words):
+    """How many words are read at once: all columns that a row may begin or end at are multiples of `head_size`
     numbers or of 16, and a thread has no more than `words` of a chunk."""
-    row = hidden_size // numbers_in_word
+    row = head_size // numbers_in_word
     return min(words, 4 if row % 4 == 0 else 2 if row % 2 == 0 else 1)
 
 

@@ -24,7 +24,7 @@ from .spin import parts_constraints, parts_poll, same_types, words_of_thread
 @triton.jit
 def columns_of_part(end, part, LOOP: tl.constexpr):
     """How many of the columns up to `end` lie before the end of a part, counted from its first; negative: none do."""
-    if LOOP.HIDDEN % 16 == 0:
+    if LOOP.HEAD % 16 == 0:
         # In sixteens the compiler knows the remainder, and loads whole vectors under the mask.
         return tl.minimum(end // 16 - part * (LOOP.PART // 16), LOOP.PART // 16) * 16
     else:

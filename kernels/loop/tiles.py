@@ -44,11 +44,11 @@ def load_once(ptrs, mask):
 
 
 @triton.jit
-def load_gates(ptrs, mask, COUNT: tl.constexpr, HIDDEN: tl.constexpr, DTYPE: tl.constexpr = tl.float32):
-    """COUNT tiles of a step, HIDDEN elements apart, read once; ptrs point at the first."""
+def load_gates(ptrs, mask, COUNT: tl.constexpr, APART: tl.constexpr, DTYPE: tl.constexpr = tl.float32):
+    """COUNT tiles of a step, APART elements apart, read once; ptrs point at the first."""
     tiles = ()
     for gate in tl.static_range(COUNT):
-        tiles = tiles + (load_once(ptrs + gate * HIDDEN, mask).to(DTYPE),)
+        tiles = tiles + (load_once(ptrs + gate * APART, mask).to(DTYPE),)
     return tiles
 
 
@@ -82,10 +82,10 @@ def unpacked(tiles, DTYPE: tl.constexpr, COUNT: tl.constexpr, LOOP: tl.constexpr
 
 
 @triton.jit
-def store_gates(ptrs, tiles, mask, COUNT: tl.constexpr, HIDDEN: tl.constexpr):
-    """Store COUNT tiles, HIDDEN elements apart, in the pointer's own dtype."""
+def store_gates(ptrs, tiles, mask, COUNT: tl.constexpr, APART: tl.constexpr):
+    """Store COUNT tiles, APART elements apart, in the pointer's own dtype."""
     for gate in tl.static_range(COUNT):
-        tl.store(ptrs + gate * HIDDEN, tiles[gate], mask=mask)
+        tl.store(ptrs + gate * APART, tiles[gate], mask=mask)
 
 
 @triton.jit

@@ -23,12 +23,14 @@ class Member(NamedTuple):
 
     number: Any  # in its team
     team: Any  # of all teams
-    group: Any  # of its direction's teams: a team visits the batch tiles group, group + groups, ...
+    group: Any  # of its direction's and head's teams: a team visits the batch tiles group, group + groups, ...
     groups: Any
     direction: Any
     reverse: Any  # whether the direction walks from the end to 0
-    unit: Any  # [BLOCK_H]: its hidden units
-    unit_ok: Any
+    head: Any
+    unit: Any  # [BLOCK_H]: its hidden units, counted through all heads
+    unit_ok: Any  # those that are its head's
+    by_heads: Any  # [BLOCK_H]: where its units' first gate lies in what is laid out by heads (see `groups`)
 
 
 class Tile(NamedTuple):
@@ -50,30 +52,40 @@ class Moment(NamedTuple):
 
 
 @triton.jit
-def this_member(walk_bits, LOOP: tl.constexpr):
+def this_member(walk_bits, CELL: tl.constexpr, LOOP: tl.constexpr):
     """The program's own place.
 
-    walk_bits:  bit d: direction d walks from its end to 0. From bit 2 on: 0 where the grid holds every direction, and
-                1 + d where it holds direction d alone.
+    walk_bits:  bit d: direction d walks from its end to 0. Bits 2 and 3: 0 where the grid holds every direction, and
+                1 + d where it holds direction d alone. From bit 4 on: 0 where it holds every head, and 1 + n where it
+                holds a team for each of as many heads as it has room for, from head n on.
     """
     groups = tl.num_programs(0) // LOOP.MEMBERS
     number = tl.program_id(0) % LOOP.MEMBERS
     team = tl.program_id(0) // LOOP.MEMBERS
     direction = tl.full((), 0, tl.int32)
+    head = tl.full((), 0, tl.int32)
+    place = team  # among all teams of its head
+    if LOOP.HEADS > 1:
+        first = walk_bits >> 4
+        head = tl.where(first == 0, team % LOOP.HEADS, team + first - 1)
+        place = tl.where(first == 0, team // LOOP.HEADS, 0)
+        groups = tl.where(first == 0, groups // LOOP.HEADS, 1)
     if LOOP.DIRECTIONS == 2:
-        alone = walk_bits >> 2
+        alone = walk_bits >> 2 & 3 if LOOP.HEADS > 1 else walk_bits >> 2
         groups = tl.where(alone == 0, groups // 2, groups)
-        direction = tl.where(alone == 0, team // groups, alone - 1)
+        direction = tl.where(alone == 0, place // groups, alone - 1)
     unit = number * LOOP.BLOCK_H + units_of_tile(LOOP)
     return Member(
         number=number,
         team=team,
-        group=team % groups,
+        group=place % groups,
         groups=groups,
         direction=direction,
         reverse=((walk_bits >> direction) & 1) == 1,
-        unit=unit,
-        unit_ok=unit < LOOP.HIDDEN,
+        head=head,
+        unit=head * LOOP.HEAD + unit,
+        unit_ok=unit < LOOP.HEAD,
+        by_heads=head * (CELL.gates * LOOP.HEAD) + unit,
     )
 
 
