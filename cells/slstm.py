@@ -44,6 +44,7 @@ class SLSTM(Recurrent):
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
         learn_initial_state: bool = False,
+        num_heads: int = 1,
     ) -> None:
         if isinstance(zoneout, (tuple, list)):
             raise ValueError(f"zoneout of an SLSTM should be one number, that of h, got {zoneout!r}")
@@ -61,6 +62,7 @@ class SLSTM(Recurrent):
             learn_initial_state,
             device,
             dtype,
+            num_heads,
         )
 
     def extra_repr(self) -> str:

@@ -20,8 +20,8 @@ from .config import Config
 from .extras import Extras
 from .gemm import AS_IT_IS, LayerWeights, in_precision, project_input
 from .launch import current_launcher
-from .layer import NO_RESIDUALS, Residuals
 from .problem import Problem
+from .results import NO_RESIDUALS, Residuals
 
 
 def addresses_of(tensors: Sequence[torch.Tensor]) -> list[int] | None:

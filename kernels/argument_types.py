@@ -1,6 +1,7 @@
 """The groups of a time loop's arguments with a Triton type in the place of every tensor and number, for compilers.
 
-Twin of what `layer` builds; that a launch compiles the same kernel is tested (tests/test_launch_path.py).
+Twin of `arguments` and of what `layer` makes of them; that a launch compiles the same kernel is tested
+(tests/test_launch_path.py).
 """
 
 from __future__ import annotations

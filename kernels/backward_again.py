@@ -12,8 +12,9 @@ from .config import Config
 from .extras import Extras
 from .gemm import History, LayerWeights, Wanted, gradients_of_weights
 from .launch import current_launcher
-from .layer import Gradients, Residuals
+from .layer import Gradients
 from .problem import Problem
+from .results import Residuals
 from .stall import raise_if_stalled
 
 

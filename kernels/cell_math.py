@@ -176,9 +176,10 @@ def slstm_gates(x, a, state, p):
     i_ = x[0] + a[0]
     log_f = tl.minimum(f_, 0.0) - log1p(tl.exp(-tl.abs(f_))) + state[3]
     m = tl.where(state[2] == 0.0, i_, tl.maximum(i_, log_f, propagate_nan=tl.PropagateNan.ALL))
-    # Above 1 only in a first step, where nothing is there to be multiplied, but a gradient in float16 would overflow.
-    f = tl.exp(tl.minimum(log_f - m, 0.0, propagate_nan=tl.PropagateNan.ALL))
-    s = tl.where(log_f > m, 1.0, sigmoid(f_))
+    # Above 1 only in a first step, and there of no meaning but to the gradients of c and n: bounded, so that what
+    # float16 saves of it is no infinity.
+    f = tl.exp(tl.minimum(log_f - m, 10.0, propagate_nan=tl.PropagateNan.ALL))
+    s = tl.where(log_f - m > 10.0, 1.0, sigmoid(f_))
     return tl.exp(i_ - m), f, tanh(x[2] + a[2]), sigmoid(x[3] + a[3]), s, m
 
 

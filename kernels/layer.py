@@ -7,17 +7,27 @@ GEMMs and sums over all steps for the weights and the input; no atomics, so the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
-from .alignment import aligned, aligned_rows, strides
+from .alignment import aligned_rows, strides
+from .arguments import (
+    cast_to,
+    dropout_of,
+    given_or_zeros,
+    options_of,
+    sent_initial,
+    sent_reset,
+    strided,
+    walk_bits_of,
+    weights_of,
+)
 from .cell_spec import find_cell
-from .channel import fill_channel, without_sentinel
+from .channel import fill_channel
 from .chunks import chunks, each_direction, in_float32, states_before
 from .config import Config
-from .extras import Extras, as_step_of_y, as_steps_of_y, is_one_number
+from .extras import Extras, as_step_of_y, as_steps_of_y
 from .gemm import (
     ALL,
     History,
@@ -28,47 +38,14 @@ from .gemm import (
     project_input,
     project_state,
 )
-from .kept import Keep, keeps_values, saved_tiles, writes_operands
+from .kept import Keep, saved_tiles
 from .launch import launch
-from .loop.groups import (
-    ABSENT,
-    Dropout,
-    Layer,
-    LayerGradients,
-    Outputs,
-    Past,
-    Resets,
-    Rows,
-    States,
-    StepGradients,
-    Strided,
-    Zones,
-)
+from .loop.groups import ABSENT, LayerGradients, Outputs, Past, States, StepGradients, Strided
 from .problem import Problem
+from .results import Residuals, allocate, fill, needs_of
 from .stall import raise_if_stalled
 
 PLAIN = Extras()
-
-NO_OPTIONS = {"rows": ABSENT[Rows], "resets": ABSENT[Resets], "zones": ABSENT[Zones]}
-
-
-class Residuals(NamedTuple):
-    """What the backward pass needs besides inputs and outputs; all laid out as y."""
-
-    kept: tuple[torch.Tensor, ...]
-    """The later states of every step, H wide for each direction: c for an LSTM."""
-
-    saved: torch.Tensor | None
-    """v of every step, SAVED * H wide for each direction; None where it is worked out again."""
-
-    inner: torch.Tensor | None = None
-    """What the second product of a step multiplied; None for a cell with one product."""
-
-    sent: torch.Tensor | None = None
-    """h times the dropout factors; None without them."""
-
-
-NO_RESIDUALS = Residuals((), None)
 
 
 class Gradients(NamedTuple):
@@ -125,54 +102,45 @@ def forward_layer(
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
-    x, weights, initial = _cast(problem, x, weights, initial)
+    x, weights, initial = cast_to(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
-    needs = _needs(problem, config, keep)
+    needs = needs_of(problem, config, keep)
     rows = (x.shape[1], x.shape[0]) if batch_first and extras.starts is None else x.shape[:-1]
     directions, (steps, batch_size) = len(weights), extras.extent(rows)
     width = directions * problem.hidden_size
-    y = x.new_empty((*rows, width))
-    final = tuple([x.new_empty((directions, batch_size, problem.hidden_size)) for _ in range(needs.states)])
-    residuals = NO_RESIDUALS
-    if needs.anything_else:
-        residuals = Residuals(
-            tuple([torch.empty_like(y) for _ in range(needs.kept)]),
-            y.new_empty((*rows, needs.saved * width)) if needs.saved else None,
-            torch.empty_like(y) if needs.inner else None,
-            torch.empty_like(y) if needs.sent else None,
-        )
+    y, final, residuals = allocate(needs, x, (*rows, width), (directions, batch_size, problem.hidden_size))
     if batch_size == 0:
         return y, final, residuals
     # In a single step of one product nobody reads what the team publishes.
     waits = needs.waits and (steps > 1 or residuals.inner is not None)
     if waits or extras.lengths is not None:
-        _fill(y, residuals, extras, waits=waits)
-    layer = _layer(weights, with_bias=True)
+        fill(y, residuals, extras, waits=waits)
+    layer = weights_of(weights, with_bias=True)
 
     def walk(gx: torch.Tensor, states: States, out: Outputs, extras: Extras, steps: int, walk_bits: int) -> None:
         groups = {
-            "gx": _strided(gx, extras),
+            "gx": strided(gx, extras),
             "layer": layer,
             "states": states,
             "out": out,
-            "dropout": _dropout(extras),
-            **_options(extras, width),
+            "dropout": dropout_of(extras),
+            **options_of(extras, width),
             "T": steps,
             "B": batch_size,
             "walk_bits": walk_bits,
         }
         if extras.reset_state is not None:
-            groups["resets"] = groups["resets"]._replace(sent=_sent_reset(extras))
+            groups["resets"] = groups["resets"]._replace(sent=sent_reset(extras))
         if noted is not None:
             noted.append(groups)
         launch(problem, config, x.device, groups)
 
     out = Outputs(y, residuals.kept or None, residuals.saved, residuals.inner, residuals.sent)
-    walk_bits = _walk_bits(directions, reverse)
+    walk_bits = walk_bits_of(directions, reverse)
     parts = chunks(problem, extras, steps, batch_size, projections=1)
     if not parts:
         gx = project_input(problem, x, weights, batch_first=batch_first)
-        states = States(as_steps_of_y(initial), final, _sent_initial(extras, initial))
+        states = States(as_steps_of_y(initial), final, sent_initial(extras, initial))
         walk(gx, states, out, extras, steps, walk_bits)
     for direction, bits, in_order in each_direction(parts, walk_bits, directions):
         carried, own = in_float32(initial, final), [weights[direction]]
@@ -212,7 +180,7 @@ def backward_layer(
     wanted:        which of all gradients are computed; of initial and reset states only where such are given.
     noted:         a list that gets the groups of every launch.
     """
-    x, weights, initial = _cast(problem, x, weights, initial)
+    x, weights, initial = cast_to(problem, x, weights, initial)
     extras = extras.cast(problem.dtype)
     cell = find_cell(problem.cell)
     directions, hidden = len(weights), problem.hidden_size
@@ -231,7 +199,7 @@ def backward_layer(
         tiles = (batch_size + config.BLOCK_B - 1) // config.BLOCK_B
         d_parameters = y.new_empty(tiles, directions, cell.parameters, hidden, dtype=torch.float32)
     history = History(y if residuals.sent is None else residuals.sent, residuals.inner, initial, extras, reverse)
-    layer, walk_bits = _layer(weights, with_bias=False), _walk_bits(directions, reverse)
+    layer, walk_bits = weights_of(weights, with_bias=False), walk_bits_of(directions, reverse)
 
     def walk(
         dy: torch.Tensor | None,
@@ -246,15 +214,15 @@ def backward_layer(
         gx, ga = projected or (None, None)
         groups = {
             # A direction's part of dy lies beside the other's, as in y.
-            "dy": _strided(dy, extras)._replace(direction=None),
+            "dy": strided(dy, extras)._replace(direction=None),
             "gradients": gradients,
             "layer": layer,
             "past": past,
-            "gx": _strided(gx, extras),
+            "gx": strided(gx, extras),
             "ga": ABSENT[Strided] if ga is None else Strided(ga, strides(ga)[0]),
             "out": out,
-            "dropout": _dropout(extras),
-            **_options(extras, width),
+            "dropout": dropout_of(extras),
+            **options_of(extras, width),
             "T": steps,
             "B": batch_size,
             "walk_bits": walk_bits,
@@ -282,11 +250,11 @@ def backward_layer(
             if again:
                 gx = project_input(problem, x, weights, batch_first=batch_first)
                 projected = gx, project_state(problem, weights, history)
-            gradients = LayerGradients(_given_or_zeros(d_final, y.dtype), d_initial, d_reset, d_parameters)
+            gradients = LayerGradients(given_or_zeros(d_final, y.dtype), d_initial, d_reset, d_parameters)
             walk(dy, gradients, past, projected, out, extras, steps, walk_bits)
         for direction, bits, in_order in each_direction(parts, walk_bits, directions):
             like = of_states()
-            carried = in_float32(_given_or_zeros(d_final, y.dtype), like)
+            carried = in_float32(given_or_zeros(d_final, y.dtype), like)
             begun = past.initial or [as_step_of_y(torch.zeros_like(state)) for state in like]
             own = [weights[direction]]
             for part in reversed(in_order):
@@ -311,129 +279,3 @@ def backward_layer(
     if config.regime == "cooperative":
         raise_if_stalled(y.device)  # nothing may be launched after a backward pass that would say so
     return Gradients(grad_x, of_weights, d_initial or (), d_reset or ())
-
-
-class Needs(NamedTuple):
-    """The memory of a forward pass besides gx and y, whatever its length and batch size: how many final states and kept
-    states, tiles of v (0: none), and whether what the second product multiplies and h times dropout lie in memory.
-
-    waits:  a team of several programs finds out in memory what has been published.
-    """
-
-    states: int
-    kept: int
-    saved: int
-    inner: bool
-    sent: bool
-    waits: bool
-
-    @property
-    def anything_else(self) -> bool:
-        return bool(self.kept or self.saved or self.inner or self.sent)
-
-
-@lru_cache(maxsize=4096)
-def _needs(problem: Problem, config: Config, keep: Keep) -> Needs:
-    cell, cooperative = find_cell(problem.cell), config.regime == "cooperative"
-    shared = writes_operands(config, keep)
-    return Needs(
-        states=cell.states,
-        kept=cell.states - 1 if keep != "nothing" else 0,
-        saved=saved_tiles(problem) if keeps_values(problem, keep) else 0,
-        inner=cell.inner is not None and shared,
-        sent="recurrent_dropout" in problem.features and shared,
-        waits=cooperative and config.exchange == "dataflow",
-    )
-
-
-def _fill(y: torch.Tensor, residuals: Residuals, extras: Extras, *, waits: bool) -> None:
-    """Prepare what the loop writes at every step; the sentinel goes where a team reads what it publishes."""
-    sent = y if residuals.sent is None else residuals.sent
-    for tensor in (y, *residuals.kept, residuals.inner, residuals.sent):
-        if tensor is not None:
-            fill_channel(tensor, extras, sentinel=waits and (tensor is sent or tensor is residuals.inner))
-
-
-def _strided(tensor: torch.Tensor | None, extras: Extras) -> Strided:
-    """A tensor [D, T, B, n] or [T, B, n], packed [D, rows, n] or [rows, n]."""
-    if tensor is None:
-        return ABSENT[Strided]
-    packed = extras.starts is not None
-    each = strides(tensor)
-    directions = each[0] if tensor.dim() == (3 if packed else 4) else None
-    return Strided(tensor, directions, 0 if packed else each[-3], each[-2])
-
-
-def _layer(weights: Sequence[LayerWeights], *, with_bias: bool) -> Layer:
-    first = weights[0]
-    return Layer(
-        tuple([w.w_hh.contiguous() for w in weights]),
-        tuple([w.b_hh.contiguous() for w in weights]) if with_bias and first.b_hh is not None else None,  # type: ignore[union-attr]
-        None if first.parameters is None else tuple([w.parameters.contiguous() for w in weights]),  # type: ignore[union-attr]
-    )
-
-
-def _options(extras: Extras, width: int) -> dict[str, Any]:
-    """What both loops take of a call's options."""
-    if extras.absent:
-        return NO_OPTIONS
-    return {
-        "rows": Rows(extras.lengths, extras.starts),
-        "resets": Resets(extras.resets, as_steps_of_y(extras.reset_state)),
-        "zones": _zones(extras.zoneout, width),
-    }
-
-
-def _zones(shares: Sequence[torch.Tensor] | None, width: int) -> Zones:
-    if shares is None:
-        return ABSENT[Zones]
-    if all(map(is_one_number, shares)):
-        return Zones(tuple(shares), 0, 0)
-    return Zones(tuple(aligned(share.contiguous()) for share in shares), width, 1)
-
-
-def _dropout(extras: Extras) -> Dropout:
-    if extras.dropout is None:
-        return ABSENT[Dropout]
-    return Dropout(aligned(extras.dropout.transpose(0, 1).contiguous()))
-
-
-def _sent_initial(extras: Extras, initial: Sequence[torch.Tensor] | None) -> torch.Tensor | None:
-    """h_0 times the dropout factors, as a step of y; None where it goes through W_hh as it is."""
-    if extras.dropout is None or initial is None:
-        return None
-    return (initial[0] * extras.dropout).transpose(0, 1).contiguous()
-
-
-def _sent_reset(extras: Extras) -> torch.Tensor:
-    """The reset state's h as it goes through W_hh."""
-    assert extras.reset_state is not None
-    h = extras.reset_state[0] if extras.dropout is None else extras.reset_state[0] * extras.dropout
-    return without_sentinel(h.transpose(0, 1).contiguous())
-
-
-def _given_or_zeros(gradients: Sequence[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor, ...] | None:
-    """One contiguous and aligned tensor of this dtype each, or None where all are."""
-    given = next((gradient for gradient in gradients if gradient is not None), None)
-    if given is None:
-        return None
-    return tuple(
-        aligned((torch.zeros_like(given) if gradient is None else gradient).to(dtype).contiguous())
-        for gradient in gradients
-    )
-
-
-def _cast(
-    problem: Problem, x: torch.Tensor, weights: Sequence[LayerWeights], initial: Sequence[torch.Tensor] | None
-) -> tuple[torch.Tensor, list[LayerWeights], tuple[torch.Tensor, ...] | None]:
-    dtype = problem.dtype
-    if x.dtype is dtype and all([t is None or t.dtype is dtype for w in weights for t in w]):
-        cast = list(weights)
-    else:
-        cast = [LayerWeights(*(None if t is None else t.to(dtype) for t in w)) for w in weights]  # type: ignore[arg-type]
-        x = x.to(dtype)
-    return x, cast, None if initial is None else tuple([state.to(dtype) for state in initial])
-
-
-def _walk_bits(directions: int, reverse: bool) -> int:
-    return 0b10 if directions == 2 else int(reverse)

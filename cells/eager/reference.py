@@ -123,7 +123,7 @@ def slstm(x: Tensor, product: Product, states: States, parameters: States) -> tu
     i_, f_, z, o = (x + product(h)).chunk(4, -1)
     log_f = F.logsigmoid(f_) + m.detach()
     scale = torch.where(n == 0, i_, torch.maximum(i_, log_f)).detach()
-    i, f, z, o = torch.exp(i_ - scale), torch.exp((log_f - scale).clamp(max=0)), torch.tanh(z), torch.sigmoid(o)
+    i, f, z, o = torch.exp(i_ - scale), torch.exp((log_f - scale).clamp(max=10)), torch.tanh(z), torch.sigmoid(o)
     c, n = f * c + i * z, f * n + i
     # The scale, in autograd's graph as every state is, with gradients of zero.
     m = torch.where(torch.ones_like(scale, dtype=torch.bool), scale, i_ + m)

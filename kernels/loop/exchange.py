@@ -351,14 +351,10 @@ def _publish_words(ptrs, value, mask, LOOP: tl.constexpr):
     if DTYPE.primitive_bitwidth == 32:
         bits = value.to(tl.int32, bitcast=True)
         tl.inline_asm_elementwise(block, "=r,r,l,r", [bits, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1)
-    elif value.shape[0] * value.shape[1] < 64 * LOOP.NUM_WARPS:
-        # A number a thread: two in a word would cost a change of layout.
-        number = _without_sentinel(value.to(DTYPE)).to(tl.int16, bitcast=True).to(tl.int32)
-        tl.inline_asm_elementwise(
-            publish_number(), "=r,r,l,r", [number, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
-        )
     else:
-        # Two units of a row, which are one thread's in the layout in which Triton stores a tile.
+        # Two units of a row, which are one thread's in the layout in which Triton stores a tile, or are made so where a
+        # tile has fewer words than there are threads. Polls read words, and of accesses of two sizes PTX's memory model
+        # says nothing at all.
         first, second = tl.split(neighbours(value, LOOP))
         ptrs, _ = tl.split(neighbours(ptrs.to(tl.int64), LOOP))
         mask, _ = tl.split(neighbours(mask, LOOP))
@@ -368,15 +364,35 @@ def _publish_words(ptrs, value, mask, LOOP: tl.constexpr):
 
 
 @triton.jit
+def _publish_numbers(ptrs, numbers, mask):
+    """Store a tile number by number, on NVIDIA by strong stores (see `spin.publish_word`)."""
+    if compiled_for() == "cuda" and numbers.dtype.primitive_bitwidth == 16:
+        bits = numbers.to(tl.int16, bitcast=True).to(tl.int32)
+        mask = tl.broadcast_to(mask, ptrs.shape).to(tl.int32)
+        tl.inline_asm_elementwise(
+            publish_number(), "=r,r,l,r", [bits, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        tl.store(ptrs, numbers, mask=mask)
+
+
+@triton.jit
 def publish(ptrs, tiles, mask, team, COUNT: tl.constexpr, LOOP: tl.constexpr):
-    """Store COUNT float32 tiles, HEAD elements apart, in the pointer's dtype, for the team to read."""
+    """Store COUNT float32 tiles, HEAD elements apart, in the pointer's dtype, for the team to read.
+
+    In "dataflow" and "spin" by strong stores wherever there is PTX. A weak one meets the polls' strong loads in a race,
+    of which PTX's memory model says (proved in tests/test_memory_model.py): what a poll finds is the sentinel or h and
+    never anything else, but nobody has to find h ever, and who has found it may find the sentinel again. With strong
+    stores h stays. In "barrier" the counter's release orders them, weak or not.
+    """
     for index in tl.static_range(COUNT):
         if LOOP.EXCHANGE == "spin":
             _publish_words(ptrs + index * LOOP.HEAD, tiles[index], mask, LOOP)
         else:
             value = tiles[index].to(ptrs.dtype.element_ty)
             if LOOP.EXCHANGE == "dataflow":
-                value = _without_sentinel(value)
-            tl.store(ptrs + index * LOOP.HEAD, value, mask=mask)
+                _publish_numbers(ptrs + index * LOOP.HEAD, _without_sentinel(value), mask)
+            else:
+                tl.store(ptrs + index * LOOP.HEAD, value, mask=mask)
     if LOOP.EXCHANGE == "barrier":
         arrive(team)

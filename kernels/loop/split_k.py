@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..compiled_for import compiled_for
 from .exchange import any_of, arrive, goes_on, load_from_l2, unless_stalled, wait_for
 from .spin import parts_constraints, parts_poll, same_types, words_of_thread
 
@@ -29,6 +30,19 @@ def columns_of_part(end, part, LOOP: tl.constexpr):
         return tl.minimum(end // 16 - part * (LOOP.PART // 16), LOOP.PART // 16) * 16
     else:
         return tl.minimum(end - part * LOOP.PART, LOOP.PART)
+
+
+@triton.jit
+def _publish_parts(where, words):
+    """Store a tile of words, on NVIDIA by strong stores: after weak ones a poll may fall back to what its slot held two
+    rounds before or at launch, which has the round's bit again (proved in tests/test_memory_model.py)."""
+    if compiled_for() == "cuda":
+        # From the accumulator's own layout, whose eight neighbouring lanes fill a sector: no change of layout.
+        tl.inline_asm_elementwise(
+            "st.relaxed.gpu.global.b32 [$2], $1; mov.b32 $0, 0;", "=r,r,l", [words, where], tl.int32, False, 1
+        )
+    else:
+        tl.store(where, words)
 
 
 @triton.jit
@@ -56,10 +70,7 @@ def sum_of_parts(
     tiles = ()
     if LOOP.EXCHANGE == "spin":
         OWN: tl.constexpr = words_of_thread(BLOCK_H, BLOCK_B, LOOP.NUM_WARPS)
-        # From the accumulator's own layout, whose eight neighbouring lanes fill a sector: no change of layout.
-        tl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b32 [$2], $1; mov.b32 $0, 0;", "=r,r,l", [words, where], tl.int32, False, 1
-        )
+        _publish_parts(where, words)
         pointers = ()
         for other in tl.static_range(SPLIT_K):
             pointers = pointers + (own + other * PART,)
@@ -81,7 +92,7 @@ def sum_of_parts(
         for other in tl.static_range(SPLIT_K):
             tiles = tiles + (load_from_l2(own + other * PART, None),)
     else:
-        tl.store(where, words)
+        _publish_parts(where, words)
         for _ in tl.static_range(SPLIT_K):
             tiles = tiles + (tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32),)
         missing = limit >= 0

@@ -1,0 +1,95 @@
+"""What a forward pass returns and keeps, and the memory that it takes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from .cell_spec import find_cell
+from .channel import fill_channel
+from .config import Config
+from .extras import Extras
+from .kept import Keep, keeps_values, saved_tiles, writes_operands
+from .problem import Problem
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs besides inputs and outputs; all laid out as y."""
+
+    kept: tuple[torch.Tensor, ...]
+    """The later states of every step, H wide for each direction: c for an LSTM."""
+
+    saved: torch.Tensor | None
+    """v of every step, SAVED * H wide for each direction; None where it is worked out again."""
+
+    inner: torch.Tensor | None = None
+    """What the second product of a step multiplied; None for a cell with one product."""
+
+    sent: torch.Tensor | None = None
+    """h times the dropout factors; None without them."""
+
+
+NO_RESIDUALS = Residuals((), None)
+
+
+class Needs(NamedTuple):
+    """The memory of a forward pass besides gx and y, whatever its length and batch size: how many final states and kept
+    states, tiles of v (0: none), and whether what the second product multiplies and h times dropout lie in memory.
+
+    waits:  a team of several programs finds out in memory what has been published.
+    """
+
+    states: int
+    kept: int
+    saved: int
+    inner: bool
+    sent: bool
+    waits: bool
+
+    @property
+    def anything_else(self) -> bool:
+        return bool(self.kept or self.saved or self.inner or self.sent)
+
+
+@lru_cache(maxsize=4096)
+def needs_of(problem: Problem, config: Config, keep: Keep) -> Needs:
+    cell, cooperative = find_cell(problem.cell), config.regime == "cooperative"
+    shared = writes_operands(config, keep)
+    return Needs(
+        states=cell.states,
+        kept=cell.states - 1 if keep != "nothing" else 0,
+        saved=saved_tiles(problem) if keeps_values(problem, keep) else 0,
+        inner=cell.inner is not None and shared,
+        sent="recurrent_dropout" in problem.features and shared,
+        waits=cooperative and config.exchange == "dataflow",
+    )
+
+
+def allocate(
+    needs: Needs, like: torch.Tensor, shape: tuple[int, ...], of_states: tuple[int, int, int]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals]:
+    """Memory for y of this shape, the final states [D, B, H] and what is kept, of like's dtype and device."""
+    y = like.new_empty(shape)
+    final = tuple([like.new_empty(of_states) for _ in range(needs.states)])
+    if not needs.anything_else:
+        return y, final, NO_RESIDUALS
+    return (
+        y,
+        final,
+        Residuals(
+            tuple([torch.empty_like(y) for _ in range(needs.kept)]),
+            like.new_empty((*shape[:-1], needs.saved * shape[-1])) if needs.saved else None,
+            torch.empty_like(y) if needs.inner else None,
+            torch.empty_like(y) if needs.sent else None,
+        ),
+    )
+
+
+def fill(y: torch.Tensor, residuals: Residuals, extras: Extras, *, waits: bool) -> None:
+    """Prepare what the loop writes at every step; the sentinel goes where a team reads what it publishes."""
+    sent = y if residuals.sent is None else residuals.sent
+    for tensor in (y, *residuals.kept, residuals.inner, residuals.sent):
+        if tensor is not None:
+            fill_channel(tensor, extras, sentinel=waits and (tensor is sent or tensor is residuals.inner))
