@@ -17,8 +17,7 @@ from .problem import Problem
 
 
 class LayerWeights(NamedTuple):
-    """One direction's parameters (or their gradients), in torch's layout; G gates, input size I, hidden size H, N
-    heads."""
+    """One direction's parameters (or their gradients), in torch's layout; G gates, I inputs, H units, N heads."""
 
     w_ih: torch.Tensor  # [G * H, I]
     w_hh: torch.Tensor  # [G * H, H / N]

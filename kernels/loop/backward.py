@@ -36,7 +36,7 @@ from .tiles import (
     store_states,
     zeros_like_all,
 )
-from .walk import at_tile, choose, moment, this_member, tile_at
+from .walk import at_tile, by_heads, choose, moment, this_member, tile_at
 from .weights import of_direction
 
 
@@ -70,7 +70,7 @@ def backward(
     OUTER: tl.constexpr = CELL.outer_gates if CELL.inner is not None else CELL.gates
     PRODUCTS: tl.constexpr = 1 if CELL.inner is None else 2
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
-    me = this_member(walk_bits, CELL, LOOP)
+    me = this_member(walk_bits, LOOP)
     part = me.number % LOOP.SPLIT_K
     limit = 0  # of later waits: none once one has run out
     if not ALONE:
@@ -88,7 +88,7 @@ def backward(
     p = load_parameters(layer.parameters, me, CELL, LOOP)
     row = tl.arange(0, LOOP.BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
-    gate_offsets = row[None, :] * (GATES * WIDTH) + me.by_heads[:, None]
+    gate_offsets = row[None, :] * (GATES * WIDTH) + by_heads(me, GATES, LOOP)[:, None]
     columns = columns_of_part(GATES * HEAD, part, LOOP)
     passed = 0
 

@@ -80,7 +80,7 @@ def forward(
     INNER_PRODUCT: tl.constexpr = loop_of_product(LOOP, INNER)
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
     ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
-    me = this_member(walk_bits, CELL, LOOP)
+    me = this_member(walk_bits, LOOP)
     limit = 0  # of later waits: none once one has run out
     if not ALONE:
         limit = team.spin_limit

@@ -30,7 +30,6 @@ class Member(NamedTuple):
     head: Any
     unit: Any  # [BLOCK_H]: its hidden units, counted through all heads
     unit_ok: Any  # those that are its head's
-    by_heads: Any  # [BLOCK_H]: where its units' first gate lies in what is laid out by heads (see `groups`)
 
 
 class Tile(NamedTuple):
@@ -52,7 +51,7 @@ class Moment(NamedTuple):
 
 
 @triton.jit
-def this_member(walk_bits, CELL: tl.constexpr, LOOP: tl.constexpr):
+def this_member(walk_bits, LOOP: tl.constexpr):
     """The program's own place.
 
     walk_bits:  bit d: direction d walks from its end to 0. Bits 2 and 3: 0 where the grid holds every direction, and
@@ -85,8 +84,13 @@ def this_member(walk_bits, CELL: tl.constexpr, LOOP: tl.constexpr):
         head=head,
         unit=head * LOOP.HEAD + unit,
         unit_ok=unit < LOOP.HEAD,
-        by_heads=head * (CELL.gates * LOOP.HEAD) + unit,
     )
+
+
+@triton.jit
+def by_heads(me, GATES: tl.constexpr, LOOP: tl.constexpr):
+    """Where the first gate of the program's units lies in what is laid out by heads (see `groups`), [BLOCK_H]."""
+    return me.unit + me.head * ((GATES - 1) * LOOP.HEAD)
 
 
 @triton.jit
