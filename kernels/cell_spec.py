@@ -26,6 +26,8 @@ class CellSpec:
     activation, recurrent_activation:  names in `activations`, handed to the functions; "" for functions without.
     inner, outer_gradients, outer_gates:  of a cell with two products in a step (see `cell_math`).
     gate_names:      names of the first tiles of v, for those who look at gates.
+    normalised:      whether the functions take means over all units of a head (see `normalise`): p then ends with each
+                     unit's share in one, a head runs in one program, and v is always worked out again.
     """
 
     name: str
@@ -44,6 +46,7 @@ class CellSpec:
     outer_gradients: triton.JITFunction | None = None
     outer_gates: int = 0
     gate_names: tuple[str, ...] = ()
+    normalised: bool = False
 
     @property
     def cache_key(self) -> str:
@@ -149,6 +152,35 @@ CELLS: dict[str, CellSpec] = {
     )
 }
 
+NORMALISED: dict[str, CellSpec] = {
+    spec.name: spec
+    for spec in (
+        replace(
+            _GRU,
+            name="gru_layer_norm",
+            values=11,
+            saved=11,
+            gates_of=cell_math.gru_layer_norm_gates,
+            gradients=cell_math.gru_layer_norm_gradients,
+            parameters=10,
+            normalised=True,
+        ),
+        replace(
+            _LSTM,
+            name="lstm_layer_norm",
+            values=14,
+            saved=14,
+            split_gradient=True,
+            gates_of=cell_math.lstm_layer_norm_gates,
+            update=cell_math.lstm_layer_norm_update,
+            gradients=cell_math.lstm_layer_norm_gradients,
+            parameters=14,
+            normalised=True,
+        ),
+    )
+}
+"""Built-in cells of `CellSpec.normalised`; those of others are in `CELLS`."""
+
 _WITH_ACTIVATIONS = re.compile(r"(\w+)\((\w+),(\w+)\)")
 
 
@@ -157,10 +189,10 @@ def find_cell(name: str) -> CellSpec:
 
     Raises KeyError where there is none.
     """
-    spec = CELLS.get(name)
+    spec = CELLS.get(name) or NORMALISED.get(name)
     if spec is None:
         match = _WITH_ACTIVATIONS.fullmatch(name)
-        if match is None or not CELLS[match[1]].activation:
+        if match is None or not (family := find_cell(match[1])).activation:
             raise KeyError(name)
-        spec = replace(CELLS[match[1]], name=name, activation=match[2], recurrent_activation=match[3])
+        spec = replace(family, name=name, activation=match[2], recurrent_activation=match[3])
     return spec

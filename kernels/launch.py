@@ -17,7 +17,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
-from .cell_spec import CELLS
+from .cell_spec import CELLS, find_cell
 from .config import Config
 from .describe import (
     backend_options,
@@ -90,6 +90,8 @@ class Launcher:
     """Every launch of one problem with one config on one device, or in an executor in its place."""
 
     def __init__(self, problem: Problem, config: Config, device: torch.device, substituted: bool) -> None:
+        if config.regime == "cooperative" and find_cell(problem.cell).normalised:
+            raise ValueError(f"config of {problem.cell} should be of one program, which takes its means, got {config}")
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"

@@ -16,7 +16,6 @@ from ...cells.eager.reference import reference_of
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.extras import Extras, is_one_number
-from ...kernels.heads import block_diagonal
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.packed_rows import PackedRows
@@ -145,7 +144,7 @@ def plainly(call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
         y, final = unroll(
             call.cell,
             x,
-            [own[0], block_diagonal(own[1], call.heads), *own[2:]],
+            own,
             zeros if initial is None else tuple(state[direction] for state in initial),
             reverse=direction == 1 or call.reverse,
             lengths=call.lengths,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class Reference:
     gate_names:  what users call the gate activations.
     parameters:  number of weights of a unit's own.
     named:       what users call the states; empty for h, c, state2 and so on.
+    normalised:  whether the step takes means over all units of a head: its parameters end with the number of heads.
     """
 
     step: Step
@@ -51,13 +53,16 @@ class Reference:
     gate_names: tuple[str, ...]
     parameters: int = 0
     named: tuple[str, ...] = ()
+    normalised: bool = False
 
     @property
     def state_names(self) -> tuple[str, ...]:
         return self.named or tuple(STATE_NAMES[k] if k < len(STATE_NAMES) else f"state{k}" for k in range(self.states))
 
-    def __call__(self, x: Tensor, product: Product, states: States, parameters: States = ()) -> tuple[States, States]:
-        return self.step(x, product, states, parameters)
+    def __call__(
+        self, x: Tensor, product: Product, states: States, parameters: States = (), heads: int = 1
+    ) -> tuple[States, States]:
+        return self.step(x, product, states, (*parameters, heads) if self.normalised else parameters)  # type: ignore[arg-type]
 
 
 def rnn(act: Activation, x: Tensor, product: Product, states: States, parameters: States) -> tuple[States, States]:
@@ -130,6 +135,56 @@ def slstm(x: Tensor, product: Product, states: States, parameters: States) -> tu
     return (o * (c / n), c, n, m), (i, f, z, o)
 
 
+def _normalised(gates: Tensor, heads: int, count: int = 1) -> Tensor:
+    """[B, count * H] with mean 0 and variance 1 in each row, over all gates of each head."""
+    by_heads = gates.unflatten(-1, (count, heads, -1)).transpose(-3, -2)
+    return F.layer_norm(by_heads, by_heads.shape[-2:]).transpose(-3, -2).flatten(-3)
+
+
+def lstm_layer_norm(
+    act: Activation, rec: Activation, x: Tensor, product: Product, states: States, parameters: Any
+) -> tuple[States, States]:
+    """An LSTM of LN(x) + LN(W h) + b, each over all gates, and h = o * act(LN(c)): Ba et al. 2016, arXiv:1607.06450,
+    equations 20 to 22. c itself is carried on, as there; PyTorch's benchmarks/fastrnns carries LN(c)."""
+    h, c = states
+    *rows, of_c, bias_of_c, heads = parameters
+    of_x, of_h, bias = (torch.cat(rows[first : first + 4]) for first in (0, 4, 8))
+    gates = _normalised(x, heads, 4) * of_x + _normalised(product(h), heads, 4) * of_h + bias
+    i, f, g, o = gates.chunk(4, -1)
+    i, f, g, o = rec(i), rec(f), act(g), rec(o)
+    c = f * c + i * g
+    return (o * act(_normalised(c, heads) * of_c + bias_of_c), c), (i, f, g, o)
+
+
+def gru_layer_norm(
+    act: Activation, rec: Activation, x: Tensor, product: Product, states: States, parameters: Any
+) -> tuple[States, States]:
+    """A GRU of LN(x) + b and LN(W h), each over all gates; the reset gate scales the normalised sum: Ba et al. 2016,
+    equations 23 to 25."""
+    *rows, bias_of_h, heads = parameters
+    of_x, of_h, bias = (torch.cat(rows[first : first + 3]) for first in (0, 3, 6))
+    x_r, x_z, x_n = (_normalised(x, heads, 3) * of_x + bias).chunk(3, -1)
+    a_r, a_z, a_n = (_normalised(product(states[0]), heads, 3) * of_h).chunk(3, -1)
+    r, z = rec(x_r + a_r), rec(x_z + a_z)
+    n = act(x_n + r * (a_n + bias_of_h))
+    return ((1 - z) * n + z * states[0],), (r, z, n)
+
+
+def gru_reset_before_layer_norm(
+    act: Activation, rec: Activation, x: Tensor, product: Product, states: States, parameters: Any
+) -> tuple[States, States]:
+    """As `gru_layer_norm`, but n sees LN(W_n (r * h)), a mean of its own."""
+    (h,) = states
+    *rows, bias_of_h, heads = parameters
+    of_x, of_h, bias = (torch.cat(rows[first : first + 3]) for first in (0, 3, 6))
+    x_r, x_z, x_n = (_normalised(x, heads, 3) * of_x + bias).chunk(3, -1)
+    outer = _normalised(product(h)[..., : 2 * h.shape[-1]], heads, 2) * of_h[: 2 * h.shape[-1]]
+    r, z = (rec(x + a) for x, a in zip((x_r, x_z), outer.chunk(2, -1), strict=True))
+    inner = _normalised(product(r * h)[..., 2 * h.shape[-1] :], heads) * of_h[2 * h.shape[-1] :]
+    n = act(x_n + inner + bias_of_h)
+    return ((1 - z) * n + z * h,), (r, z, n)
+
+
 REFERENCES: dict[str, Reference] = {
     "rnn_tanh": Reference(partial(rnn, torch.tanh), 1, 1, ("n",)),
     "rnn_relu": Reference(partial(rnn, torch.relu), 1, 1, ("n",)),
@@ -142,6 +197,15 @@ FAMILIES: dict[str, Callable[[Activation, Activation], Reference]] = {
     "gru_reset_before": lambda act, rec: Reference(partial(gru_reset_before, act, rec), 3, 1, ("r", "z", "n")),
     "lstm": lambda act, rec: Reference(partial(lstm, act, rec), 4, 2, ("i", "f", "g", "o")),
     "lstm_peephole": lambda act, rec: Reference(partial(lstm_peephole, act, rec), 4, 2, ("i", "f", "g", "o"), 3),
+    "gru_layer_norm": lambda act, rec: Reference(
+        partial(gru_layer_norm, act, rec), 3, 1, ("r", "z", "n"), 10, normalised=True
+    ),
+    "gru_reset_before_layer_norm": lambda act, rec: Reference(
+        partial(gru_reset_before_layer_norm, act, rec), 3, 1, ("r", "z", "n"), 10, normalised=True
+    ),
+    "lstm_layer_norm": lambda act, rec: Reference(
+        partial(lstm_layer_norm, act, rec), 4, 2, ("i", "f", "g", "o"), 14, normalised=True
+    ),
 }
 """Cells whose activations may be chosen."""
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from ...kernels.extras import Extras
-from ...kernels.heads import block_diagonal
 from ...kernels.packed_rows import PackedRows
 from ...kernels.resources import NotResidentError
 from ..backend import current_backend
@@ -206,12 +205,11 @@ def _through_recurrence(
         outputs = []
         for direction in range(directions):
             states = tuple(t[direction] for t in starting)
-            w_ih, w_hh, *others = own[direction * each : (direction + 1) * each]
             outputs.append(
                 unroll(
                     options.cell,
                     xs,
-                    [w_ih, block_diagonal(w_hh, hidden // w_hh.shape[1]), *others],
+                    own[direction * each : (direction + 1) * each],
                     states or (xs.new_zeros(xs.shape[1], hidden),) * len(d_final),
                     reverse=direction == 1,
                     lengths=extras.lengths,
