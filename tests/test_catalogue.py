@@ -134,6 +134,7 @@ def test_plain_steps_equal_the_formula(name):
         torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_kernels_equal_the_formula(name, config, device):

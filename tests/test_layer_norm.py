@@ -137,6 +137,7 @@ def test_kernels_equal_the_equations(kind, options):
         assert errors.ok, f"{index}: {errors}"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("cell", ["lstm_layer_norm", "gru_layer_norm", "lstm_layer_norm(softsign,hard_sigmoid)"])
 def test_with_every_feature(cell, heads):
@@ -178,7 +179,7 @@ def test_surface():
     torch.testing.assert_close(torch.cat([stream(x[:2]), *(stream.step(row)[None] for row in x[2:])]), whole)
 
 
-@pytest.mark.parametrize("kind", [holdfast.LSTM, holdfast.GRU])
+@pytest.mark.parametrize("kind", [pytest.param(holdfast.LSTM, marks=pytest.mark.thorough), holdfast.GRU])
 def test_compiled_and_exported(kind):
     module, x = drawn(kind, 8), torch.randn(5, 2, 3)
     right = module(x)[0]

@@ -75,6 +75,7 @@ def test_equals_flashrnn(name):
 
 
 @pytest.mark.usefixtures("products_in_float32")
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("name", RECORDED)
 def test_kernels_equal_flashrnn(name, config):
