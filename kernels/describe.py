@@ -59,6 +59,7 @@ def loop_of(problem: Problem, config: Config, arch: Arch) -> Loop:
         EXCHANGE=exchange_of(problem, config, platform),
         PAIRS=platform == "cuda" and int(arch[1]) >= 90,  # max.u16x2
         INTERLEAVED=interleaves(problem, config, arch),
+        KEPT=keeps_words(problem, config, arch),
         NUM_WARPS=config.num_warps,
         MEMBERS=team_size(problem, config),
         BLOCK_B=config.BLOCK_B,
@@ -91,6 +92,22 @@ def interleaves(problem: Problem, config: Config, arch: Arch) -> bool:
         return False  # ordered by warps already (see `parts`)
     is_m64n16 = (config.BLOCK_H, config.BLOCK_B, config.num_warps) == (16, 16, 4)
     return is_m64n16 and find_cell(problem.cell).padded_gates == 4 and arch == ("cuda", 90) and _TRITON >= (3, 7)
+
+
+def keeps_words(problem: Problem, config: Config, arch: Arch) -> bool:
+    """`Loop.KEPT`: forwards where threads wait for themselves and a thread has registers for its words; in the
+    interpreter, so that it is tested. mma.sync reads them from registers, and gains nothing (LSTM bf16 768, sm_80).
+
+    Not of two products a step, whose words are two; nor where a row may read zeros again, which resets to zeros do.
+    """
+    if problem.phase == "backward" or config.exchange != "dataflow" or config.regime == "single_cta":
+        return False
+    if find_cell(problem.cell).inner is not None or {"resets", "reset_state"} & set(problem.features) == {"resets"}:
+        return False
+    if exchange_of(problem, config, arch[0]) == "spin" and int(arch[1]) < 90:
+        return False
+    words = config.BLOCK_B * chunks(problem, config) * config.BLOCK_K * problem.dtype.itemsize // 4
+    return arch[0] != "hip" and words <= 64 * 32 * config.num_warps
 
 
 def parts_of_sums(problem: Problem, config: Config, arch: Arch) -> int:

@@ -156,6 +156,19 @@ def test_the_next_step_gets_c_as_it_is():
     assert (c.mean(-1).abs() > 1e-3).all()
 
 
+def test_a_gradient_of_a_gradient():
+    """From the kernels, through plain steps, whose means are each head's own."""
+    module, x = drawn(holdfast.LSTM, 8, num_heads=2), torch.randn(3, 2, 3, requires_grad=True)
+
+    def twice() -> Tensor:
+        (first,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    with interpret(), holdfast.backend("triton"), pinned(ALONE):
+        found = twice()
+    torch.testing.assert_close(found, twice(), rtol=2e-2, atol=2e-2)
+
+
 def test_surface():
     module = holdfast.LSTM(3, 8, 2, bidirectional=True, layer_norm=True, num_heads=2, zoneout=0.1)
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}

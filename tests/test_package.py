@@ -23,6 +23,7 @@ ROOMS = {
         "check",
         "cli",
         "demo",
+        "first_light",
         "method",
         "output",
         "providers",

@@ -18,7 +18,7 @@ from rich.text import Text
 from ...kernels import interpreter
 from ...kernels.cell_spec import CELLS, NORMALISED, find_cell
 from ...kernels.kept import Keep
-from ..method.judge import Errors, worst
+from ...kernels.tolerance import Errors, worst
 from ..output.tables import print_table
 from .features import draw_call, errors_of
 from .layer import Case, check_case, check_gradients

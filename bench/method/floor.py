@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -99,6 +100,10 @@ class Exchange:
         arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}
         grid = self.teams * team_size(self.problem, self.config)
         _launch(exchange_only, grid, arguments | self.values, self.config, self.device, cooperative=True)
+
+    def launch(self, kernel: Any, grid: int, arguments: Mapping[str, Any]) -> None:
+        """Another kernel on this memory, all of whose programs run at once."""
+        _launch(kernel, grid, arguments, self.config, self.device, cooperative=True)
 
 
 class ResidentWeights:
@@ -197,7 +202,7 @@ def _launch(
         raise_if_stalled(device)
         return
     options = backend_options(_arch(device)[0])
-    with torch.cuda.device(device):
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(grid,)](
             **values,
             **options,

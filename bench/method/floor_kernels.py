@@ -61,7 +61,8 @@ def exchange_only(
             for _ in tl.static_range(COUNT):
                 tiles = tiles + (value,)
             publish(base + offsets, tiles, mask, team, COUNT, LOOP)
-            sent = Sent(base=base + part * LOOP.PART, row_offsets=rows, row_ok=row_ok, low=None, high=columns)
+            start = base + part * LOOP.PART
+            sent = Sent(base=start, row_offsets=rows, row_ok=row_ok, low=None, high=columns, kept=())
             turn = passed + step
             _, missing = await_sent(sent, True, turn * ARRIVALS + LOOP.MEMBERS, limit, team, LOOP)
             if LOOP.EXCHANGE == "barrier":

@@ -94,7 +94,7 @@ def backward(
 
     first = me.group * LOOP.BLOCK_B
     for batch0 in range(0 if ALONE else first, 1 if ALONE else B, 1 if ALONE else me.groups * LOOP.BLOCK_B):
-        tile = tile_at(first if ALONE else batch0, rows, T, B, LOOP)
+        tile = tile_at(first if ALONE else batch0, me, rows, T, B, LOOP)
         tile_start = tile.batch0 * WIDTH + me.direction * HIDDEN
         mask = me.unit_ok[:, None] & tile.row_ok[None, :]
         state_start = (me.direction.to(tl.int64) * B + tile.batch0) * HIDDEN
@@ -143,6 +143,7 @@ def backward(
                     row_ok=now.here,
                     low=outer_columns,
                     high=columns,
+                    kept=(),
                 )
                 expected = expected_backwards(turn, LOOP)
                 operand, missing = await_operand(inner, sent, True, expected, limit, team, LOOP)
@@ -167,6 +168,7 @@ def backward(
                 row_ok=now.here,
                 low=None,
                 high=outer_columns,
+                kept=(),
             )
             operand, missing = await_operand(da, sent, True, expected_backwards(turn, LOOP), limit, team, LOOP)
             # What the next step backwards reads travels while this one computes: device memory is a step away.

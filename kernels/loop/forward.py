@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import Sent, publish
+from .exchange import Sent, no_words, publish
 from .forward_step import gate_values, inner_tile, next_state
 from .groups import Team
 from .parts import for_each_part, loop_of_product, offsets_of_rows
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
 def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl.constexpr):
     ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
     mask = me.unit_ok[:, None] & now.here[None, :]
-    x = load_packed_gates(strided_tile(ptr, gx, now, tile, me, rows), mask, CELL.gates, LOOP)
+    x = load_packed_gates(strided_tile(ptr, gx, now, tile, me, rows, AT_ONCE=True), mask, CELL.gates, LOOP)
     reset = ()  # Triton 3.6.0 returns no None from a function
     if resets.marks is not None:
         reset = reset_rows(resets.marks, now, tile, me, B)
@@ -103,7 +103,7 @@ def forward(
     # A team of one has one tile. In constants this loop is none: 12 registers less for LSTM bf16 H=64, sm_90.
     first = me.group * LOOP.BLOCK_B
     for batch0 in range(0 if ALONE else first, 1 if ALONE else B, 1 if ALONE else me.groups * LOOP.BLOCK_B):
-        tile = tile_at(first if ALONE else batch0, rows, T, B, LOOP)
+        tile = tile_at(first if ALONE else batch0, me, rows, T, B, LOOP)
         tile_start = tile.batch0 * WIDTH + me.direction * HIDDEN
         mask = me.unit_ok[:, None] & tile.row_ok[None, :]
         state = load_states(states.initial, tile_start + offsets, mask, STATES)
@@ -120,6 +120,7 @@ def forward(
             h_0 = states.initial[0] if states.sent is None else states.sent
             source = h_0 + tile_start + now.first * 0
 
+        kept = no_words(channel.dtype.element_ty, PRODUCT)
         # Without disable_licm LLVM hoists the descriptors of every matrix instruction out of the loop, two
         # 64-bit registers each. LSTM bf16 H=768, "barrier", sm_90: 255 registers and a spill with it, 74 without.
         for step in tl.range(tile.steps, disable_licm=True):
@@ -138,9 +139,11 @@ def forward(
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
             starts = offsets_of_rows(WIDTH, PRODUCT) + me.head * HEAD
             there = for_each_part(readable, PRODUCT)
-            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HEAD)
+            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=kept)
             expected = (passed + step) * ARRIVALS
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
+            if LOOP.KEPT:
+                kept = operand
             # The next step's inputs travel while this step computes and the next one waits for its team.
             ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
             inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
@@ -156,7 +159,7 @@ def forward(
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
                 starts = offsets_of_rows(WIDTH, INNER_PRODUCT) + me.head * HEAD
                 there = for_each_part(now.here, INNER_PRODUCT)
-                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HEAD)
+                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=())
                 expected += LOOP.MEMBERS
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)

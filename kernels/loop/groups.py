@@ -124,6 +124,7 @@ class Loop:
                `exchange`).
     PAIRS:     whether two 16-bit numbers are compared by one instruction (see `spin`).
     INTERLEAVED: whether the product's rows are ordered by warps, not by gates (see `interleave`).
+    KEPT:      whether the words that a step reads of its team are kept for the next one (see `exchange.no_words`).
     NUM_WARPS: of a program, as `Config` has them.
     MEMBERS:   programs of a team.
     BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 forwards.
@@ -145,6 +146,7 @@ class Loop:
     EXCHANGE: str
     PAIRS: bool
     INTERLEAVED: bool
+    KEPT: bool
     NUM_WARPS: int
     MEMBERS: int
     BLOCK_B: int

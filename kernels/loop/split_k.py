@@ -74,7 +74,7 @@ def sum_of_parts(
         pointers = ()
         for other in tl.static_range(SPLIT_K):
             pointers = pointers + (own + other * PART,)
-            tiles = tiles + (load_from_l2(own + other * PART, None),)
+            tiles = tiles + (load_from_l2(own + other * PART, None, None),)
         zeros = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
         tiles = tl.inline_asm_elementwise(
             parts_poll(SPLIT_K, OWN),
@@ -90,7 +90,7 @@ def sum_of_parts(
         arrive(team)
         missing = wait_for(team, expected, True, limit)
         for other in tl.static_range(SPLIT_K):
-            tiles = tiles + (load_from_l2(own + other * PART, None),)
+            tiles = tiles + (load_from_l2(own + other * PART, None, None),)
     else:
         _publish_parts(where, words)
         for _ in tl.static_range(SPLIT_K):
@@ -103,7 +103,7 @@ def sum_of_parts(
             stale = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
             tiles = ()
             for other in tl.static_range(SPLIT_K):
-                tiles = tiles + (load_from_l2(own + other * PART, None),)
+                tiles = tiles + (load_from_l2(own + other * PART, None, None),)
                 stale = stale | (tiles[other] ^ round_bit)
             missing = any_of((stale & 1) != 0) != 0
             polls += 1
