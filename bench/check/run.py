@@ -43,6 +43,7 @@ def cases(quick: bool, cells: Iterable[str] | None = None) -> Iterator[Case]:
         yield Case(cell, regime, torch.float16, hidden_size=100, batch_size=2, length=3, batch_first=True)
         yield Case(cell, regime, torch.float32, hidden_size=33, batch_size=5, length=40, reverse=True)
         yield Case(cell, regime, torch.float32, hidden_size=48, batch_size=4, length=6, precision="tf32")
+        yield Case(cell, regime, torch.bfloat16, hidden_size=60, batch_size=3, length=4, num_heads=3)
 
 
 def _with_regimes(cells: Iterable[str] | None) -> list[tuple[str, str]]:
@@ -83,13 +84,15 @@ def run_checks(
         title = "checking lengths, resets, dropout and zoneout"
         for index, ((cell, regime), _) in enumerate(track(drawn, title, disable=not progress, transient=True)):
             with interpreter.interpret(seed + index) if on_cpu else nullcontext():
-                rows += check_features(cell, regime, device, seed + index, KEEP[index % 2])
+                rows += check_features(cell, regime, device, seed + index, KEEP[index % 2], heads=1 + index % 3)
     return pd.DataFrame(rows)
 
 
-def check_features(cell: str, regime: str, device: torch.device, seed: int, keep: Keep) -> list[dict[str, object]]:
+def check_features(
+    cell: str, regime: str, device: torch.device, seed: int, keep: Keep, heads: int = 1
+) -> list[dict[str, object]]:
     """A call with a random choice of features in float32: a row a phase."""
-    call = draw_call(cell, seed)
+    call = draw_call(cell, seed, heads)
     errors = errors_of(call, regime, keep, device)
     of_phase = {"forward": [errors.pop(name) for name in [*errors] if name == "y" or name.startswith("final")]}
     if cell != "rnn_relu":  # whose kinks are in reach of rounding
@@ -104,7 +107,8 @@ def _row(case: Case, phase: str, errors: Errors) -> dict[str, object]:
         "regime": case.regime,
         "phase": phase,
         "dtype": "tf32" if case.precision == "tf32" else str(case.dtype).removeprefix("torch."),
-        "shape": f"T={case.length} B={case.batch_size} H={case.hidden_size} D={case.directions}",
+        "shape": f"T={case.length} B={case.batch_size} H={case.hidden_size} D={case.directions}"
+        + (f" heads={case.num_heads}" if case.num_heads > 1 else ""),
         **_numbers(errors),
     }
 

@@ -28,7 +28,7 @@ from ...kernels.problem import Problem
 from ...kernels.resources import H100, from_device
 from ..method.case import Phase
 from ..method.numbers import Factory, Numbers
-from .provider import Calls, Prepared, Unavailable, module_calls
+from .provider import Calls, ModuleCalls, Prepared, Unavailable, refuse_stacked_heads
 
 HOLDFAST: dict[str, type[RecurrentBase]] = {"rnn_tanh": RNN, "gru": GRU, "lstm": LSTM, "slstm": SLSTM}
 
@@ -51,12 +51,13 @@ class Holdfast:
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         case = numbers.case
-        modules = [numbers.module(holdfast_module(case.cell), case.dtype, head) for head in range(case.heads)]
+        refuse_stacked_heads(case)
+        module = numbers.whole(holdfast_module(case.cell), case.dtype)
         arguments = sequence_arguments(numbers)
         x = numbers.xs[0].clone().requires_grad_(phase == "training")
         with torch.no_grad() if phase == "forward" else nullcontext():
-            plan = modules[0].explain(x, **arguments)
-        calls = module_calls(numbers, modules, case.dtype, **arguments)
+            plan = module.explain(x, **arguments)
+        calls: Calls = ModuleCalls(numbers, module, case.dtype, **arguments)
         if self.regime is not None:
             plan = self._pin(calls, plan, phase)
         return calls.prepared(
