@@ -83,7 +83,7 @@ class GRU(RecurrentBase):
             input_size,
             hidden_size,
             num_layers,
-            bias and not layer_norm,
+            False if layer_norm is True else bias,
             batch_first,
             dropout,
             bidirectional,
