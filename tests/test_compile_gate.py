@@ -120,6 +120,7 @@ FEW = [
     Problem("lstm", FP32, 100, 16, phase="backward", directions=2),
     Problem("lstm", BF16, 64, 16, features=MANY_FEATURES),
     Problem("lstm_peephole", BF16, 768, 16),
+    Problem("slstm", BF16, 64, 16, phase="backward"),
 ]
 GRIDS: dict[str, Callable[[], Sequence[Problem]]] = {"few": lambda: FEW, "quick": quick_grid, "full": full_grid}
 

@@ -25,7 +25,7 @@ from .tables import to_markdown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELLS = {"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm"}
+CELLS = {"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm", "SLSTM": "slstm"}
 KINDS: dict[str, tuple[torch.dtype, Precision]] = {
     "bf16": (torch.bfloat16, "ieee"),
     "TF32": (torch.float32, "tf32"),

@@ -20,6 +20,7 @@ from ...cells.gru import GRU
 from ...cells.lstm import LSTM
 from ...cells.recurrent import Recurrent
 from ...cells.rnn import RNN
+from ...cells.slstm import SLSTM
 from ...kernels.config import Config
 from ...kernels.executor import interpreting
 from ...kernels.plan import Plan
@@ -29,7 +30,7 @@ from ..method.case import Phase
 from ..method.numbers import Factory, Numbers
 from .provider import Calls, ModuleCalls, Prepared, Unavailable, refuse_stacked_heads
 
-HOLDFAST: dict[str, type[RecurrentBase]] = {"rnn_tanh": RNN, "gru": GRU, "lstm": LSTM}
+HOLDFAST: dict[str, type[RecurrentBase]] = {"rnn_tanh": RNN, "gru": GRU, "lstm": LSTM, "slstm": SLSTM}
 
 
 def holdfast_module(cell: str) -> Factory:
