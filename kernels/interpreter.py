@@ -16,6 +16,7 @@ It also repairs what Triton's interpreter gets wrong on bfloat16: the dot (it mu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -120,9 +121,20 @@ def _rewritten(function: triton.JITFunction) -> Callable[..., Any]:
     return _rewrites[function.fn]
 
 
+_language = threading.RLock()
+"""There is one triton.language in a process: launches of several threads run one after the other, and what another
+thread compiles meanwhile would fail."""
+
+
 @contextmanager
 def _interpreted_language(builder: _Builder) -> Iterator[None]:
     """triton.language evaluates eagerly, on `builder`, and jitted functions can be called."""
+    with _language, _patched_language(builder):
+        yield
+
+
+@contextmanager
+def _patched_language(builder: _Builder) -> Iterator[None]:
     original_class, original_state = base.interpreter_builder.__class__, dict(base.interpreter_builder.__dict__)
     scope = base._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     # Triton 3.6.0 converts a one-element array with int(), which NumPy 2.4 refuses.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sample import mark_the_rest
 
+import holdfast
 from holdfast.autotune.pin import kernels_where_they_can
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.ptx.executor import TARGETS, PtxExecutor, compiled
@@ -35,11 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _kernels_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests on a GPU are of the kernels, and their layers tiny: torch's own op would be the faster choice."""
+    """Tests on a GPU are of the kernels, and their layers tiny: torch's own op would be the faster choice. What runs
+    before a kernel's first use has tests of its own, and would count in launches and memory here."""
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
-    with kernels_where_they_can():
+    with kernels_where_they_can(), holdfast.first_use("off"):
         yield
 
 

@@ -12,13 +12,13 @@ import holdfast
 from holdfast.bench.check.features import draw_call, errors_of
 from holdfast.bench.check.layer import Case, Layer, check_case, check_gradients
 from holdfast.bench.method import fake_driver
-from holdfast.bench.method.judge import worst
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.ptx.executor import TARGETS, compiled
 from holdfast.kernels.ptx.machine import Behaviour
 from holdfast.kernels.resources import NotResidentError
 from holdfast.kernels.stall import StalledError
+from holdfast.kernels.tolerance import worst
 
 CPU = torch.device("cpu")
 REGIMES = ("single_cta", "cooperative/dataflow", "cooperative/barrier")

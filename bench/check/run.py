@@ -19,7 +19,7 @@ from ...kernels import interpreter
 from ...kernels.cell_spec import CELLS
 from ...kernels.kept import Keep
 from ...kernels.ptx.executor import compiled
-from ..method.judge import Errors, worst
+from ...kernels.tolerance import Errors, worst
 from ..output.tables import print_table
 from .features import draw_call, errors_of
 from .layer import Case, check_case, check_gradients
