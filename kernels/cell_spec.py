@@ -25,6 +25,7 @@ class CellSpec:
     activation, recurrent_activation:  names in `activations`, handed to the functions; "" for functions without.
     inner, outer_gradients, outer_gates:  of a cell with two products in a step (see `cell_math`).
     gate_names:      names of the first tiles of v, for those who look at gates.
+    bounded:         whether h is finite wherever the gradient of its step is.
     """
 
     name: str
@@ -43,6 +44,7 @@ class CellSpec:
     outer_gradients: triton.JITFunction | None = None
     outer_gates: int = 0
     gate_names: tuple[str, ...] = ()
+    bounded: bool = False
 
     @property
     def cache_key(self) -> str:
@@ -77,6 +79,7 @@ _RNN = CellSpec(
     gradients=cell_math.rnn_gradients,
     activation="tanh",
     recurrent_activation="sigmoid",
+    bounded=True,
 )
 _GRU = CellSpec(
     "gru",
@@ -91,6 +94,7 @@ _GRU = CellSpec(
     activation="tanh",
     recurrent_activation="sigmoid",
     gate_names=("r", "z", "n"),
+    bounded=True,
 )
 _LSTM = CellSpec(
     "lstm",
@@ -105,13 +109,14 @@ _LSTM = CellSpec(
     activation="tanh",
     recurrent_activation="sigmoid",
     gate_names=("i", "f", "g", "o"),
+    bounded=True,
 )
 
 CELLS: dict[str, CellSpec] = {
     spec.name: spec
     for spec in (
         _RNN,
-        replace(_RNN, name="rnn_relu", activation="relu"),
+        replace(_RNN, name="rnn_relu", activation="relu", bounded=False),
         _GRU,
         replace(
             _GRU,
@@ -149,5 +154,6 @@ def find_cell(name: str) -> CellSpec:
         match = _WITH_ACTIVATIONS.fullmatch(name)
         if match is None or not CELLS[match[1]].activation:
             raise KeyError(name)
-        spec = replace(CELLS[match[1]], name=name, activation=match[2], recurrent_activation=match[3])
+        spec = CELLS[match[1]]
+        spec = replace(spec, name=name, activation=match[2], recurrent_activation=match[3], bounded=False)
     return spec
