@@ -219,7 +219,7 @@ def gradients_of_weights(
 
 
 def _without_padding(x: torch.Tensor, extras: Extras) -> torch.Tensor:
-    """x [T, B, I] with zeros past the rows' ends: what lies there may be NaN, which a gradient of zero does not mend."""
+    """x [T, B, I], zero past the rows' ends: what lies there may be NaN, which a gradient of zero does not mend."""
     if extras.lengths is None or extras.starts is not None:
         return x
     past = torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= extras.lengths
