@@ -19,7 +19,7 @@ from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config, Exchange
 from ..kernels.describe import dot_precision, parts_of_sums
 from ..kernels.plan import Reason
-from ..kernels.problem import Phase, Problem
+from ..kernels.problem import Phase, Problem, sizes_of
 from ..kernels.resources import DeviceLimits
 from .constraints import CONSTRAINTS, TUNED_CONSTRAINTS, columns, matrix_bytes, operand_bytes, refusal, weight_rows
 from .cost import Estimate, estimate
@@ -43,7 +43,7 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
     size = matrix_bytes(problem, limits)
     return Reason(
         "not_resident",
-        f"W_hh of {problem.cell} with hidden_size={problem.hidden_size}, {size / 2**20:.1f} MiB for "
+        f"W_hh of {problem.cell} with {sizes_of(problem)}, {size / 2**20:.1f} MiB for "
         f"{problem.directions} direction(s) as {str(problem.dtype).removeprefix('torch.')}, cannot stay resident on "
         f"{limits.name}: {why}",
     )
@@ -140,7 +140,7 @@ def _tilings(problem: Problem, limits: DeviceLimits) -> tuple[Tiling, ...]:
 def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     """All configs that the heuristic considers, whether or not they fit this GPU."""
     gates = find_cell(problem.cell).padded_gates
-    block = max(16, triton.next_power_of_2(problem.hidden_size))
+    block = max(16, triton.next_power_of_2(problem.head_size))
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
     much = _keeps_much(problem)
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
@@ -148,7 +148,7 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
         wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
         yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
     for tiling in _tilings(problem, limits):
-        if tiling.aligned and problem.hidden_size % 16:
+        if tiling.aligned and problem.head_size % 16:
             continue
         if find_cell(problem.cell).inner is not None and _two_products_spill(problem, tiling):
             continue
@@ -171,7 +171,7 @@ def _keeps_much(problem: Problem) -> bool:
     with two products 512 and 296, a packed GRU of 1408 280 backwards; none with a barrier.
     """
     noise = {"recurrent_dropout", "zoneout"}
-    large = problem.hidden_size > _LARGE and bool(problem.features)
+    large = problem.head_size > _LARGE and bool(problem.features)
     return large or find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
 
 
@@ -183,7 +183,7 @@ def _two_products_spill(problem: Problem, tiling: Tiling) -> bool:
     columns 320 and 100.
     """
     crowded = (tiling.rows, tiling.num_warps) == (64, 8) and tiling.columns > 16 and tiling.on_wgmma is not False
-    return problem.hidden_size > _LARGE or crowded
+    return problem.head_size > _LARGE or crowded
 
 
 _LARGE = 1024
@@ -225,7 +225,7 @@ def configs(problem: Problem, limits: DeviceLimits, space: Space = SPACE) -> lis
 
 
 def _product(problem: Problem, space: Space) -> Iterator[Config]:
-    block = max(16, triton.next_power_of_2(problem.hidden_size))
+    block = max(16, triton.next_power_of_2(problem.head_size))
     if block <= LARGEST_SINGLE_CTA:
         for rows, warps, stages in itertools.product(space.BLOCK_B, space.num_warps, space.num_stages):
             yield Config("single_cta", rows, block, block, warps, stages)

@@ -66,7 +66,7 @@ def columns(problem: Problem, config: Config) -> int:
     """Numbers that one row of the product sums up in one program, padded to whole chunks."""
     if config.regime == "single_cta":
         return config.BLOCK_H
-    summed = part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size
+    summed = part_of_product(problem, config) if problem.phase == "backward" else problem.head_size
     return math.ceil(summed / config.BLOCK_K) * config.BLOCK_K
 
 
@@ -128,7 +128,7 @@ def weight_bytes(problem: Problem, config: Config, limits: DeviceLimits) -> int:
 def matrix_bytes(problem: Problem, limits: DeviceLimits) -> int:
     """Bytes of the whole W_hh of all directions on chip."""
     rows = find_cell(problem.cell).gates * problem.hidden_size
-    return problem.directions * rows * problem.hidden_size * operand_bytes(problem, limits)
+    return problem.directions * rows * problem.head_size * operand_bytes(problem, limits)
 
 
 Constraint = Callable[[Problem, Config, DeviceLimits], str | None]
@@ -204,7 +204,7 @@ def fills_its_columns(problem: Problem, config: Config, limits: DeviceLimits) ->
     """Padding costs resident bytes, shared-memory reads and gathered words; up to a quarter may pay for itself."""
     if config.regime == "single_cta":
         return None
-    needed = part_of_product(problem, config) if problem.phase == "backward" else problem.hidden_size
+    needed = part_of_product(problem, config) if problem.phase == "backward" else problem.head_size
     least = max(32, math.ceil(needed / 32) * 32)
     padded = max(padded_sums(problem, config, limits))
     if padded > least and padded > 1.25 * needed:
@@ -214,8 +214,8 @@ def fills_its_columns(problem: Problem, config: Config, limits: DeviceLimits) ->
 
 def fills_its_units(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
     """A team has at least two members; one alone has nobody to exchange with."""
-    if config.regime == "cooperative" and problem.hidden_size <= config.BLOCK_H:
-        return f"{config.BLOCK_H} units a program leave no team of {problem.hidden_size}"
+    if config.regime == "cooperative" and problem.head_size <= config.BLOCK_H:
+        return f"{config.BLOCK_H} units a program leave no team of {problem.head_size}"
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import directions_at_once, dot_precision, split_k, team_size
+from ..kernels.describe import directions_at_once, dot_precision, heads_at_once, split_k, team_size
 from ..kernels.kept import Keep
 from ..kernels.plan import Provenance
 from ..kernels.problem import Problem
@@ -71,7 +71,11 @@ def estimate(
     cooperative = config.regime == "cooperative"
     tiles = math.ceil(problem.batch_size / config.BLOCK_B)
     at_once = directions_at_once(problem, config, limits.num_sms)
-    programs = at_once * team_size(problem, config)
+    heads = heads_at_once(problem, config, limits.num_sms)
+    programs = at_once * heads * team_size(problem, config)
+    turns = problem.directions // at_once * math.ceil(problem.num_heads / heads)
+    if not cooperative and programs > limits.num_sms:
+        turns = math.ceil(programs / limits.num_sms)
     side_by_side = min(tiles, max(1, limits.num_sms // programs))
 
     publish = waits = 0.0
@@ -91,7 +95,7 @@ def estimate(
         issue=(counts.operands + counts.rest) / clock,
         barriers=outside * c.barrier_clocks.value / clock,
         stream=streamed / c.dram_bytes_per_us.value,
-        passes=problem.directions // at_once * math.ceil(tiles / max(1, limits.num_sms // programs)),
+        passes=turns * math.ceil(tiles / max(1, limits.num_sms // programs)),
         once=c.launch_us.value + matrix_bytes(problem, limits) / c.dram_bytes_per_us.value,
         provenance=weakest(getattr(c, name).provenance for name in _used(problem, config, limits)),
     )

@@ -108,7 +108,7 @@ def features_of(problem: Problem, config: Config, limits: DeviceLimits) -> Featu
     size = problem.dtype.itemsize
     numbers = gathered_rows(problem, config) * columns(problem, config)
     cooperative = config.regime == "cooperative"
-    width = math.gcd(16, size * problem.hidden_size)
+    width = math.gcd(16, size * problem.head_size)
     split = split_k(problem, config)
     own = config.BLOCK_H * config.BLOCK_B / threads
     lifted = dot_precision(problem, limits.arch[0]) == "tf32x3"
@@ -121,7 +121,7 @@ def features_of(problem: Problem, config: Config, limits: DeviceLimits) -> Featu
         units=own,
         gates=own * find_cell(problem.cell).gates,
         lifted=numbers / threads if lifted else 0.0,
-        narrow=own * find_cell(problem.cell).gates if problem.hidden_size % 16 else 0.0,
+        narrow=own * find_cell(problem.cell).gates if problem.head_size % 16 else 0.0,
         each_gate=float(find_cell(problem.cell).gates),
     )
 

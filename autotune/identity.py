@@ -49,14 +49,20 @@ class Key:
     features: tuple[str, ...]
     batch: int
     length: LengthClass
+    num_heads: int = 1
 
     def asdict(self) -> dict[str, Any]:
-        return asdict(self) | {"features": list(self.features)}
+        """Without num_heads where there is one: as before there were heads, so what was stored then is found."""
+        found = asdict(self) | {"features": list(self.features)}
+        if self.num_heads == 1:
+            del found["num_heads"]
+        return found
 
     @property
     def name(self) -> str:
         """Readable, short, and another for every other key: the digest covers what the words leave out."""
-        text = f"{self.cell}-{self.phase}-{self.dtype}-h{self.hidden_size}-b{self.batch}-{self.length}"
+        heads = f"-n{self.num_heads}" if self.num_heads > 1 else ""
+        text = f"{self.cell}-{self.phase}-{self.dtype}-h{self.hidden_size}{heads}-b{self.batch}-{self.length}"
         return "".join(c if c.isalnum() or c in "-_" else "_" for c in text) + f"-{_digest(self.asdict(), 8)}"
 
 
@@ -72,6 +78,7 @@ def key_of(problem: Problem, length: int | None = None) -> Key:
         problem.features,
         batch_class(problem.batch_size),
         length_class(length),
+        problem.num_heads,
     )
 
 
@@ -96,6 +103,7 @@ def problem_of(key: Key) -> Problem:
         key.precision,
         key.phase,
         key.features,
+        key.num_heads,
     )
 
 
@@ -171,7 +179,7 @@ def fingerprint(problem: Problem, limits: DeviceLimits) -> Fingerprint:
         torch.version.cuda or "none",
         torch.__version__,
         triton.__version__,
-        _source(replace(problem, hidden_size=64, batch_size=1)),  # no code depends on these two
+        _source(replace(problem, hidden_size=64, batch_size=1, num_heads=1)),  # no code depends on these
     )
 
 
@@ -203,7 +211,7 @@ def source_digest(problem: Problem) -> str:
     _collect(kernel_of(problem), found)
     for config in _EXAMPLES:
         # Of any size, which the key has.
-        for group in constexprs(replace(problem, hidden_size=64), config, ("cuda", 90)).values():
+        for group in constexprs(replace(problem, hidden_size=64, num_heads=1), config, ("cuda", 90)).values():
             for field in fields(group):
                 value = getattr(group, field.name)
                 if isinstance(value, triton.JITFunction):

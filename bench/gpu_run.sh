@@ -7,9 +7,12 @@
 # MINUTES=25 bounds the whole run; ONLY='info|smoke' picks stages by a pattern, where one call may not take as long
 # as all of them, for instance in three calls of ten minutes:
 #
-#   MINUTES=9 ONLY='^(device|info|smoke|bench_smoke|forward|backward|training|rest|memcheck)$'
-#   MINUTES=9 ONLY='^(info|bench_floors|tune|bench_home|bench_memory|bench_latency)$'
-#   MINUTES=9 ONLY='^(info|import|bench_.*|full_size|profile)$' TUNED=folder-with-what-the-second-call-tuned
+#   MINUTES=9 ONLY='^(device|info|first_light|tune_two|bench_home|training|profile)$'
+#   MINUTES=9 ONLY='^(info|smoke|bench_smoke|forward|backward|rest|memcheck)$'
+#   MINUTES=9 ONLY='^(info|bench_floors|tune|bench_memory|bench_latency|bench_flashrnn)$'
+#   MINUTES=9 ONLY='^(info|import|bench_grid|bench_features|full_size)$' TUNED=folder-with-what-the-third-call-tuned
+#
+# WARM names a Triton cache that `python -m holdfast.bench.first_light --compile` has filled elsewhere (bench/README.md).
 #
 # Every stage has a process and a time-out of its own, so that a kernel that spins costs its stage and no more. After
 # every stage $OUT holds what there is so far:
@@ -24,7 +27,7 @@
 # typer and matplotlib; pytest-timeout, pytest-xdist, compute-sanitizer and ncu are used where they are there.
 set -u
 cd "$(dirname "$0")/.."
-: "${OUT:=gpu_out}" "${MINUTES:=25}" "${PYTHON:=python3}" "${ONLY:=.}" "${TUNED:=}" "${TUNE_SECONDS:=240}"
+: "${WARM:=}" "${OUT:=gpu_out}" "${MINUTES:=25}" "${PYTHON:=python3}" "${ONLY:=.}" "${TUNED:=}" "${TUNE_SECONDS:=240}"
 rehearse=${1:-}
 where=$([ "$rehearse" = --rehearse ] && echo "not gpu" || echo gpu)
 # Where torch finds no GPU, every test that is marked gpu is skipped, which looks green.
@@ -45,6 +48,10 @@ end=$((SECONDS + MINUTES * 60))
 export PYTHONUNBUFFERED=1
 # Kept between calls on the same machine, and platformdirs, which a lent machine may lack, is not asked for a folder.
 export HOLDFAST_CACHE=${HOLDFAST_CACHE:-${TMPDIR:-/tmp}/holdfast-cache}
+if [ -n "$WARM" ]; then # carried files may be read-only, and Triton writes beside what it finds
+    export TRITON_CACHE_DIR=${TMPDIR:-/tmp}/holdfast-triton
+    mkdir -p "$TRITON_CACHE_DIR" && cp -rn "$WARM"/. "$TRITON_CACHE_DIR"/
+fi
 echo "stage,seconds,status" >"$OUT/stages.csv"
 
 pack() { # what there is so far, so that a run that is cut off leaves it
@@ -112,6 +119,13 @@ if [ "$where" = gpu ]; then
     stage device 30 nvidia-smi -q
 fi
 stage info 60 "$PYTHON" -m holdfast info
+if [ "$where" = gpu ]; then
+    stage first_light 320 "$PYTHON" -m holdfast.bench.first_light --out "$WORK/logs/first_light"
+    stage tune_two 230 "$PYTHON" -m holdfast tune --list-file bench/first_two.csv --budget 200 --out "$WORK/tuned"
+else
+    stage first_light 240 "$PYTHON" -m holdfast.bench.first_light --rehearse --out "$WORK/logs/first_light" \
+        --only versions,kernels,polls
+fi
 tests smoke 240 "test_as_torch_in_float64 and lstm and float32" tests/test_kernels_forward.py -x
 if [ "$where" = gpu ]; then
     [ -n "$TUNED" ] && stage import 60 "$PYTHON" -m holdfast tune --import "$TUNED"
@@ -136,7 +150,8 @@ if [ "$where" = gpu ]; then
     stage full_size 600 "$PYTHON" -m holdfast.bench.full_size --out "$WORK"
     suite grid 8 --seconds 0.15
     # The clocks stay as they are: the card is shared with others after us.
-    tool profile 240 ncu --clock-control none --set full --kernel-name regex:forward --launch-count 2 \
+    tool profile 240 ncu --clock-control none --section SpeedOfLight --section WarpStateStats \
+        --section MemoryWorkloadAnalysis --kernel-name regex:forward --launch-count 1 \
         "$PYTHON" -m holdfast bench home --quick --providers holdfast --seconds 0.001 --out "$WORK/profile"
 else
     tests forward 120 "test_tf32 and lstm" tests/test_kernels_forward.py -x

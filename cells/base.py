@@ -13,10 +13,11 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
-from ..kernels.resources import NotResidentError
+from ..kernels.refused import RefusedError
 from .call.checks import (
     Lengths,
     check_bool,
+    check_heads,
     check_rate,
     check_rates,
     checked_lengths,
@@ -28,6 +29,7 @@ from .call.records import Call, Decision, Layers, State, as_hx
 from .call.surroundings import in_onnx_export
 from .eager.run import follow
 from .gates import gates_as_asked
+from .heads import densely
 from .interop import Interop
 from .ops.eager import run_as_op
 from .ops.kernel_path import run_kernels
@@ -54,7 +56,8 @@ class RecurrentBase(nn.RNNBase, Interop):
     recurrent_dropout: float = 0.0
     zoneout: float | tuple[float, ...] = 0.0
     learn_initial_state: bool = False
-    _options: ClassVar[tuple[str, ...]] = ("recurrent_dropout", "zoneout", "learn_initial_state")
+    num_heads: int = 1
+    _options: ClassVar[tuple[str, ...]] = ("recurrent_dropout", "zoneout", "learn_initial_state", "num_heads")
     state_names: tuple[str, ...] = ("h",)
 
     @property
@@ -88,6 +91,7 @@ class RecurrentBase(nn.RNNBase, Interop):
         check_rate("recurrent_dropout", options["recurrent_dropout"])
         check_rates("zoneout", options["zoneout"], self.state_names)
         check_bool("learn_initial_state", options["learn_initial_state"])
+        check_heads(options["num_heads"], self.hidden_size)
         for name, value in options.items():
             if value != getattr(type(self), name):
                 setattr(self, name, tuple(value) if isinstance(value, list) else value)
@@ -97,6 +101,12 @@ class RecurrentBase(nn.RNNBase, Interop):
                 raise ValueError(
                     f"{name} does not go with proj_size, got {name}={options[name]!r}, proj_size={self.proj_size}"
                 )
+        if self.num_heads > 1:
+            for names in self._all_weights:
+                dense = getattr(self, names[1])
+                # Numbers drawn alike: a part of them is as good as any.
+                setattr(self, names[1], Parameter(dense.detach()[:, : self.hidden_size // self.num_heads].clone()))
+            self._init_flat_weights()
         if self.learn_initial_state:
             rows = self.num_layers * (2 if self.bidirectional else 1)
             sizes = (self.proj_size or self.hidden_size, *[self.hidden_size] * (self.n_states - 1))
@@ -123,6 +133,11 @@ class RecurrentBase(nn.RNNBase, Interop):
         if self.learn_initial_state:
             for name in self.state_names:
                 nn.init.zeros_(getattr(self, f"initial_{name}"))
+
+    def flatten_parameters(self) -> None:
+        """torch.nn's: lay the weights out for cuDNN, which has no heads."""
+        if self.num_heads == 1:
+            super().flatten_parameters()
 
     def chosen_options(self) -> dict[str, Any]:
         """The options that torch.nn does not have and that differ from their defaults."""
@@ -188,6 +203,7 @@ class RecurrentBase(nn.RNNBase, Interop):
             self.training,
             self.recurrent_dropout,
             self.zoneout_rates,
+            self.num_heads,
             self._keep,
             self._flat_weights,  # type: ignore[arg-type]
             self._flat_weights_names,
@@ -242,12 +258,14 @@ class RecurrentBase(nn.RNNBase, Interop):
             return self._run(call, decision)
         try:
             return self._run(call, decision)
-        except NotResidentError as error:
+        except RefusedError as error:
             return self._run(call, after_refusal(type(self).__name__, call, error))
 
     def _run(self, call: Call, decision: Decision) -> tuple[Any, ...]:
         """The results of a call on the path that was decided."""
         traces: list[dict[str, Tensor]] | None = [] if call.return_gates else None
+        if decision.path != "kernels":
+            call = densely(call)
         if decision.path == "kernels":
             output, states = run_kernels(call, decision, traces)
         elif decision.path == "onnx":

@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..kernels.heads import block_diagonal
 from .base import RecurrentBase
 from .both import BOTH, check_subclasses, closed, opened
 from .gru import GRU
@@ -73,6 +74,9 @@ NOT_REACHED = (
 def to_torch(model: M) -> M:
     """The inverse of `convert`: turn holdfast's modules in `model` into torch.nn's, in place. Returns `model`.
 
+    A module of several heads gets the block-diagonal W_hh that they stand for, as new parameters: whatever holds the
+    old ones, an optimizer, has to be told. In training torch.nn also changes what lies outside of the blocks.
+
     Raises TypeError where `model` is no module; ValueError, with nothing changed, where a module or one of its options
     has no counterpart in torch.nn.
     """
@@ -81,6 +85,7 @@ def to_torch(model: M) -> M:
         missing = _beyond_torch(module)
         if missing:
             raise ValueError(f"torch.nn has nothing for {missing}{f' of {name!r}' if name else ''}")
+    _join_heads(modules)
     swap(modules, lambda kind: TO_TORCH.get(kind) or closed(kind))
     return model
 
@@ -113,8 +118,27 @@ def _beyond_torch(module: nn.Module) -> str:
     if isinstance(module, (Recurrent, Stateful)):
         return f"holdfast.{type(module).__name__}"
     if isinstance(module, RecurrentBase):
-        return ", ".join(f"{option}={value!r}" for option, value in module.chosen_options().items())
+        options = module.chosen_options()
+        if not parametrize.is_parametrized(module):  # its weights are made anew at every call
+            options.pop("num_heads", None)  # torch.nn has the matrix that they stand for
+        return ", ".join(f"{option}={value!r}" for option, value in options.items())
     return ""
+
+
+def _join_heads(modules: Collection[nn.Module]) -> None:
+    """Give modules of several heads the dense weights of one; what was tied stays tied."""
+    dense: dict[tuple[int, int], nn.Parameter] = {}
+    for module in modules:
+        if not isinstance(module, RecurrentBase) or module.num_heads == 1:
+            continue
+        for names in module._all_weights:
+            weight, key = getattr(module, names[1]), (id(getattr(module, names[1])), module.num_heads)
+            if key not in dense:
+                joined = block_diagonal(weight.detach(), module.num_heads)
+                dense[key] = nn.Parameter(joined, requires_grad=weight.requires_grad)
+            setattr(module, names[1], dense[key])
+        del module.num_heads
+        module._init_flat_weights()
 
 
 def _rebased(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:

@@ -35,6 +35,9 @@ class GRU(RecurrentBase):
                               (Krueger et al. 2017, arXiv:1606.01305).
         learn_initial_state:  parameters initial_h [D*num_layers, 1, hidden_size], zeros at first, in place of the
                               zeros that hx=None stands for.
+        num_heads:            N recurrences beside each other: unit u belongs to head u // (hidden_size / N) and sees
+                              that head's h alone. weight_hh_l{k} is [3*hidden_size, hidden_size / N]; the same as a
+                              block-diagonal matrix (xLSTM, Beck et al. 2024, arXiv:2405.04517). 1 is torch.nn's.
         reset_after:          False is the formula of Cho et al. 2014 (arXiv:1406.1078), `W_hn (r * h_{t-1}) + b_hn`.
         activation, recurrent_activation:  in place of tanh and sigmoid: one of tanh, sigmoid, relu, linear,
                               hard_sigmoid, softsign, elu, softplus, exponential, selu, as Keras names them.
@@ -64,6 +67,7 @@ class GRU(RecurrentBase):
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
         learn_initial_state: bool = False,
+        num_heads: int = 1,
         **options: Any,
     ) -> None:
         refuse_projection(options)
@@ -92,6 +96,7 @@ class GRU(RecurrentBase):
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             learn_initial_state=learn_initial_state,
+            num_heads=num_heads,
         )
 
     @property

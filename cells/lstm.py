@@ -38,6 +38,9 @@ class LSTM(RecurrentBase):
                               (Krueger et al. 2017, arXiv:1606.01305). A pair (zoneout_h, zoneout_c) is for both states.
         learn_initial_state:  parameters initial_h, initial_c [D*num_layers, 1, P or hidden_size], zeros at first, in
                               place of the zeros that hx=None stands for.
+        num_heads:            N recurrences beside each other: unit u belongs to head u // (hidden_size / N) and sees
+                              that head's h alone. weight_hh_l{k} is [4*hidden_size, hidden_size / N]; the same as a
+                              block-diagonal matrix (xLSTM, Beck et al. 2024, arXiv:2405.04517). 1 is torch.nn's.
         forget_bias:          what `reset_parameters` makes of the forget gate's bias (its part of bias_ih; that of
                               bias_hh becomes 0), unless 0.
         peepholes:            i and f see c_{t-1}, o sees c_t, each unit its own (Gers et al. 2002), through parameters
@@ -75,6 +78,7 @@ class LSTM(RecurrentBase):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         learn_initial_state: bool = False,
+        num_heads: int = 1,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -105,6 +109,7 @@ class LSTM(RecurrentBase):
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             learn_initial_state=learn_initial_state,
+            num_heads=num_heads,
         )
         self._reset_forget_bias()
         if peepholes:

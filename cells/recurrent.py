@@ -19,9 +19,9 @@ class Recurrent(RecurrentBase):
     """One or more layers of the cell called `cell`: one given to `holdfast.define_cell`, or a built-in one, such as
     "gru_reset_before" or "lstm(relu,hard_sigmoid)".
 
-    Parameters are named as in torch.nn: weight_ih_l{k} [G*H, I], weight_hh_l{k} [G*H, H], bias_ih_l{k} and bias_hh_l{k}
-    [G*H] for a cell of G gates, with _reverse for the other direction; and weight_unit_l{k} [P, H] for a cell whose
-    units have P numbers of their own. All are drawn as torch.nn draws them.
+    Parameters are named as in torch.nn: weight_ih_l{k} [G*H, I], weight_hh_l{k} [G*H, H / num_heads], bias_ih_l{k}
+    and bias_hh_l{k} [G*H] for a cell of G gates, with _reverse for the other direction; and weight_unit_l{k} [P, H]
+    for a cell whose units have P numbers of their own. All are drawn as torch.nn draws them.
 
     forward(input, hx=None, *, lengths=None, resets=None, reset_state=None, return_gates=False) -> (output, h_n),
     with D = 2 if bidirectional else 1
@@ -30,8 +30,8 @@ class Recurrent(RecurrentBase):
                 unbatched input; None is zeros.
         output: as input, with D*hidden_size features; h_n: as hx.
         lengths, resets, reset_state, return_gates: see `forward`.
-    recurrent_dropout, zoneout, learn_initial_state: as for `holdfast.LSTM`; zoneout also as a tuple, one probability
-    per state.
+    recurrent_dropout, zoneout, learn_initial_state, num_heads: as for `holdfast.LSTM`; zoneout also as a tuple, one
+    probability per state.
 
     Raises ValueError where no cell has this name; else as torch.nn's modules.
     """
@@ -54,6 +54,7 @@ class Recurrent(RecurrentBase):
         learn_initial_state: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        num_heads: int = 1,
     ) -> None:
         reference = reference_of(cell)
         # torch.nn's checks, names and attributes for one gate, with nothing allocated and no number drawn.
@@ -73,6 +74,7 @@ class Recurrent(RecurrentBase):
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             learn_initial_state=learn_initial_state,
+            num_heads=num_heads,
         )
         if reference.parameters:
             self._add_unit_weights("weight_unit", reference.parameters, device, dtype)

@@ -36,6 +36,9 @@ class RNN(RecurrentBase):
                               (Krueger et al. 2017, arXiv:1606.01305).
         learn_initial_state:  parameters initial_h [D*num_layers, 1, hidden_size], zeros at first, in place of the
                               zeros that hx=None stands for.
+        num_heads:            N recurrences beside each other: unit u belongs to head u // (hidden_size / N) and sees
+                              that head's h alone. weight_hh_l{k} is [hidden_size, hidden_size / N]; the same as a
+                              block-diagonal matrix (xLSTM, Beck et al. 2024, arXiv:2405.04517). 1 is torch.nn's.
     """
 
     _rank_error = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
@@ -56,6 +59,7 @@ class RNN(RecurrentBase):
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
         learn_initial_state: bool = False,
+        num_heads: int = 1,
         **options: Any,
     ) -> None:
         refuse_projection(options)
@@ -81,6 +85,7 @@ class RNN(RecurrentBase):
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             learn_initial_state=learn_initial_state,
+            num_heads=num_heads,
         )
 
     @property

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import _VF, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..kernels.heads import block_diagonal
 from .backend import current_backend
 from .base import RecurrentBase
 from .call.checks import Lengths
@@ -205,6 +206,7 @@ def _one_step(layers: Layers, layer: int, x: Tensor, states: States) -> States:
     """The states [B, H] of a layer after the step x [B, I]."""
     each = layers.weights_each
     weights = layers.weights[layer * each : (layer + 1) * each]
+    weights[1] = block_diagonal(weights[1], layers.num_heads)
     op = STEP_OPS.get(layers.cell)
     if op is None or layers.proj_size > 0:
         w_hr = weights.pop() if layers.proj_size > 0 else None

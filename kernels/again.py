@@ -59,7 +59,7 @@ class Launch:
 
     def __init__(self, problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
         """From the groups of a launch. Raises LookupError where its kernel is not remembered."""
-        self.which = problem, config, device, False
+        self.which = problem, config, device, None
         self.launcher = current_launcher(*self.which)
         remembered = self.launcher.remembered(groups)
         if remembered is None:

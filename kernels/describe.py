@@ -52,11 +52,14 @@ def loop_of(problem: Problem, config: Config, arch: Arch) -> Loop:
     return Loop(
         HIDDEN=problem.hidden_size,
         DIRECTIONS=problem.directions,
+        HEADS=problem.num_heads,
+        HEAD=problem.head_size,
         SAVED=saved_tiles(problem),
         PRECISION=dot_precision(problem, platform),
         EXCHANGE=exchange_of(problem, config, platform),
         PAIRS=platform == "cuda" and int(arch[1]) >= 90,  # max.u16x2
         INTERLEAVED=interleaves(problem, config, arch),
+        KEPT=keeps_words(problem, config, arch),
         NUM_WARPS=config.num_warps,
         MEMBERS=team_size(problem, config),
         BLOCK_B=config.BLOCK_B,
@@ -73,7 +76,7 @@ def exchange_of(problem: Problem, config: Config, platform: str) -> str:
     """`Loop.EXCHANGE`: "dataflow" spins in PTX wherever there is PTX and a row is whole 32-bit words."""
     if config.regime == "single_cta":
         return "registers"
-    whole = problem.dtype.itemsize == 4 or problem.hidden_size % 2 == 0
+    whole = problem.dtype.itemsize == 4 or problem.head_size % 2 == 0
     return "spin" if config.exchange == "dataflow" and platform == "cuda" and whole else config.exchange
 
 
@@ -89,6 +92,22 @@ def interleaves(problem: Problem, config: Config, arch: Arch) -> bool:
         return False  # ordered by warps already (see `parts`)
     is_m64n16 = (config.BLOCK_H, config.BLOCK_B, config.num_warps) == (16, 16, 4)
     return is_m64n16 and find_cell(problem.cell).padded_gates == 4 and arch == ("cuda", 90) and _TRITON >= (3, 7)
+
+
+def keeps_words(problem: Problem, config: Config, arch: Arch) -> bool:
+    """`Loop.KEPT`: forwards where threads wait for themselves and a thread has registers for its words; in the
+    interpreter, so that it is tested. mma.sync reads them from registers, and gains nothing (LSTM bf16 768, sm_80).
+
+    Not of two products a step, whose words are two; nor where a row may read zeros again, which resets to zeros do.
+    """
+    if problem.phase == "backward" or config.exchange != "dataflow" or config.regime == "single_cta":
+        return False
+    if find_cell(problem.cell).inner is not None or {"resets", "reset_state"} & set(problem.features) == {"resets"}:
+        return False
+    if exchange_of(problem, config, arch[0]) == "spin" and int(arch[1]) < 90:
+        return False
+    words = config.BLOCK_B * chunks(problem, config) * config.BLOCK_K * problem.dtype.itemsize // 4
+    return arch[0] != "hip" and words <= 64 * 32 * config.num_warps
 
 
 def parts_of_sums(problem: Problem, config: Config, arch: Arch) -> int:
@@ -126,11 +145,11 @@ def split_k(problem: Problem, config: Config) -> int:
 
 
 def part_of_product(problem: Problem, config: Config) -> int:
-    """Numbers that one row of a program's product sums up: forwards H; backwards its part of G * H, a multiple of 16,
-    so that da is read in whole vectors."""
+    """Numbers that one row of a program's product sums up: forwards a head's units; backwards its part of all their
+    gates, a multiple of 16, so that da is read in whole vectors."""
     if problem.phase == "forward":
-        return problem.hidden_size
-    return math.ceil(find_cell(problem.cell).gates * problem.hidden_size / (16 * split_k(problem, config))) * 16
+        return problem.head_size
+    return math.ceil(find_cell(problem.cell).gates * problem.head_size / (16 * split_k(problem, config))) * 16
 
 
 def chunks(problem: Problem, config: Config) -> int:
@@ -141,12 +160,12 @@ def chunks(problem: Problem, config: Config) -> int:
 
 
 def unit_blocks(problem: Problem, config: Config) -> int:
-    """Blocks of units, each that of SPLIT_K programs."""
-    return math.ceil(problem.hidden_size / (split_k(problem, config) * config.BLOCK_H))
+    """Blocks of a head's units, each that of SPLIT_K programs."""
+    return math.ceil(problem.head_size / (split_k(problem, config) * config.BLOCK_H))
 
 
 def team_size(problem: Problem, config: Config) -> int:
-    """Programs that share one batch tile in one direction."""
+    """Programs that share one batch tile in one direction and head."""
     return 1 if config.regime == "single_cta" else unit_blocks(problem, config) * split_k(problem, config)
 
 
@@ -161,20 +180,30 @@ def batch_tiles(problem: Problem, config: Config) -> int:
 
 
 def least_grid(problem: Problem, config: Config) -> int:
-    """Programs that must be resident at once, a team's: directions that do not fit beside each other take turns."""
+    """Programs that must be resident at once, a team's: directions and heads that do not fit beside each other take
+    turns."""
     return team_size(problem, config)
 
 
 def directions_at_once(problem: Problem, config: Config, resident: int) -> int:
-    """Directions of one launch: all of them where the GPU holds a team for each at once, else one after the other."""
-    if config.regime == "single_cta" or resident >= problem.directions * team_size(problem, config):
+    """Directions of one launch: all of them where the GPU holds a team for each head of each at once, else one after
+    the other."""
+    if config.regime == "single_cta" or resident >= problem.directions * problem.num_heads * team_size(problem, config):
         return problem.directions
     return 1
 
 
+def heads_at_once(problem: Problem, config: Config, resident: int) -> int:
+    """Heads of one launch: as many as the GPU holds a team for at once."""
+    if config.regime == "single_cta":
+        return problem.num_heads
+    return max(1, min(problem.num_heads, resident // team_size(problem, config)))
+
+
 def num_groups(problem: Problem, config: Config, resident: int) -> int:
-    """Teams side by side per direction: as many as have a batch tile and as the GPU holds at once."""
-    programs = directions_at_once(problem, config, resident) * team_size(problem, config)
+    """Teams side by side per direction and head: as many as have a batch tile and as the GPU holds at once."""
+    heads = heads_at_once(problem, config, resident)
+    programs = directions_at_once(problem, config, resident) * heads * team_size(problem, config)
     return max(1, min(batch_tiles(problem, config), resident // programs))
 
 

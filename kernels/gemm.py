@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,15 @@ from torch.nn.functional import linear
 from .alignment import empty_rows, in_sixteens
 from .cell_spec import find_cell
 from .extras import Extras, states_before
+from .heads import by_gates, by_heads, linear_by_heads, of_w_hh, sums_of_products
 from .problem import Problem
 
 
 class LayerWeights(NamedTuple):
-    """One direction's parameters (or their gradients), in torch's layout; G gates, input size I, hidden size H."""
+    """One direction's parameters (or their gradients), in torch's layout; G gates, I inputs, H units, N heads."""
 
     w_ih: torch.Tensor  # [G * H, I]
-    w_hh: torch.Tensor  # [G * H, H]
+    w_hh: torch.Tensor  # [G * H, H / N]
     b_ih: torch.Tensor | None  # [G * H]
     b_hh: torch.Tensor | None  # [G * H]
     parameters: torch.Tensor | None = None  # [P, H]: what the cell has besides, per unit
@@ -145,7 +147,8 @@ def project_once(problem: Problem, x: torch.Tensor, weights: Sequence[LayerWeigh
 def project_state(
     problem: Problem, weights: Sequence[LayerWeights], history: History, directions: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """W_hh h + b_hh of every step again, now that all h are known: one GEMM a direction, [directions, rows, G * H]."""
+    """W_hh h + b_hh of every step again, now that all h are known: one GEMM a direction, [directions, rows, G * H], by
+    heads (see `loop.groups`)."""
     directions = range(len(weights)) if directions is None else directions
     sent, hidden = history.sent, problem.hidden_size
     rows = sent.numel() // sent.shape[-1]
@@ -153,12 +156,13 @@ def project_state(
     with in_precision(problem, sent.device):
         for out, direction in zip(ga, directions, strict=True):
             w = weights[direction]
+            project = _linear if problem.num_heads == 1 else partial(linear_by_heads, problem.num_heads)
             if history.extras.reorders:
-                _linear(history.before(direction, hidden), w.w_hh, w.b_hh, out)
+                project(history.before(direction, hidden), w.w_hh, w.b_hh, out)
                 continue
             first, rest, before, h_0 = _shifted(history, direction, hidden)
-            _linear(before, w.w_hh, w.b_hh, out[rest])
-            _linear(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, out[first])
+            project(before, w.w_hh, w.b_hh, out[rest])
+            project(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, out[first])
     return ga
 
 
@@ -188,9 +192,9 @@ def gradients_of_weights(
 ) -> tuple[torch.Tensor | None, list[WeightGradients]]:
     """The gradients of x and of the weights that are wanted, from those of both preactivations at every step.
 
-    da, dx:  of W_hh h and of W_ih x: [T, B, D * G * H] or packed [rows, D * G * H].
+    da, dx:  of W_hh h and of W_ih x: [T, B, D * G * H] or packed [rows, D * G * H], by heads (see `loop.groups`).
     """
-    hidden, width = problem.hidden_size, weights[0].w_hh.shape[0]
+    hidden, width, heads = problem.hidden_size, weights[0].w_hh.shape[0], problem.num_heads
     in_time = x.transpose(0, 1) if batch_first and x.dim() == 3 else x
     rows_of_x = (_without_padding(in_time, history.extras) if wanted.w_ih else in_time).reshape(-1, x.shape[-1])
     da_rows = da.view(-1, da.shape[-1])
@@ -203,15 +207,17 @@ def gradients_of_weights(
             if len(weights) > 1:
                 columns = slice(direction * width, (direction + 1) * width)
                 da_d, dx_d = da_rows[:, columns], dx_rows[:, columns]
-            b_ih = dx_d.sum(0) if wanted.b_ih and w.b_ih is not None else None
+            b_ih = by_gates(dx_d.sum(0), heads, hidden) if wanted.b_ih and w.b_ih is not None else None
             b_hh = None
             if wanted.b_hh and w.b_hh is not None:
-                b_hh = b_ih.clone() if dx is da and b_ih is not None else da_d.sum(0)
-            w_ih = torch.mm(dx_d.t(), rows_of_x) if wanted.w_ih else None
+                same = dx is da and b_ih is not None
+                b_hh = b_ih.clone() if same else by_gates(da_d.sum(0), heads, hidden)  # type: ignore[union-attr]
+            of_w_ih = by_gates(torch.mm(dx_d.t(), rows_of_x), heads, hidden) if wanted.w_ih else None
             w_hh = _gradient_of_w_hh(problem, history, direction, da_d, hidden) if wanted.w_hh else None
-            found.append(WeightGradients(w_ih, w_hh, b_ih, b_hh))
+            found.append(WeightGradients(of_w_ih, w_hh, b_ih, b_hh))
             if wanted.x:
-                grad_x = torch.mm(dx_d, w.w_ih) if grad_x is None else torch.addmm(grad_x, dx_d, w.w_ih)
+                w_ih = by_heads(w.w_ih, heads, hidden)
+                grad_x = torch.mm(dx_d, w_ih) if grad_x is None else torch.addmm(grad_x, dx_d, w_ih)
     if grad_x is not None:
         grad_x = grad_x.view(*da.shape[:-1], x.shape[-1])
         grad_x = grad_x.transpose(0, 1) if batch_first and x.dim() == 3 else grad_x
@@ -230,19 +236,27 @@ def _gradient_of_w_hh(
     problem: Problem, history: History, direction: int, da: torch.Tensor, hidden: int
 ) -> torch.Tensor:
     """da^T [G * H, rows] times what W_hh multiplied, over all steps."""
-    cell = find_cell(problem.cell)
+    cell, heads = find_cell(problem.cell), problem.num_heads
     if cell.inner is not None:
         assert history.inner is not None
-        outer = cell.outer_gates * hidden
         inner = history.of(history.inner, direction, hidden).reshape(-1, hidden)
-        return torch.cat([da[:, :outer].t() @ history.before(direction, hidden), da[:, outer:].t() @ inner])
+        # Columns of the outer and of the inner gates, in every head.
+        first, last = da.unflatten(1, (heads, -1)).split_with_sizes(
+            [cell.outer_gates * problem.head_size, (cell.gates - cell.outer_gates) * problem.head_size], dim=2
+        )
+        before = history.before(direction, hidden)
+        both = sums_of_products(first, before, heads), sums_of_products(last, inner, heads)
+        return of_w_hh(torch.cat(both, dim=-2), heads, hidden)
     if not history.shifts(direction, bounded=cell.bounded):
-        return torch.mm(da.t(), history.before(direction, hidden))
-    first, rest, before, h_0 = _shifted(history, direction, hidden)
+        return of_w_hh(sums_of_products(da, history.before(direction, hidden), heads), heads, hidden)
+    at, rest, before, h_0 = _shifted(history, direction, hidden)
     if not len(before):  # a single step
-        return da.new_zeros(da.shape[1], hidden) if h_0 is None else torch.mm(da.t(), h_0)
-    dw_hh = torch.mm(da[rest].t(), before)
-    return dw_hh if h_0 is None else torch.addmm(dw_hh, da[first].t(), h_0)
+        sums = None if h_0 is None else sums_of_products(da, h_0, heads)
+        return da.new_zeros(da.shape[1], hidden // heads) if sums is None else of_w_hh(sums, heads, hidden)
+    sums = sums_of_products(da[rest], before, heads)
+    if h_0 is not None:
+        sums = sums_of_products(da[at], h_0, heads, sums)
+    return of_w_hh(sums, heads, hidden)
 
 
 def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:

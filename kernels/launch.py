@@ -8,7 +8,7 @@ strides) and hands it to Triton's launcher, which takes 4 us.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,10 +20,12 @@ from triton.runtime import driver
 from .cell_spec import CELLS
 from .config import Config
 from .describe import (
+    Arch,
     backend_options,
     batch_tiles,
     constexprs,
     directions_at_once,
+    heads_at_once,
     kernel_of,
     least_grid,
     num_groups,
@@ -34,7 +36,7 @@ from .describe import (
 from .executor import Executor, substitute
 from .layouts import check_layouts
 from .loop.groups import ABSENT, Team
-from .problem import Problem
+from .problem import Problem, sizes_of
 from .resources import H100, TOO_LARGE, NotResidentError, from_device, resident_programs
 from .stall import WAIT_LIMIT, raise_if_stalled, status_word
 
@@ -42,12 +44,12 @@ from .stall import WAIT_LIMIT, raise_if_stalled, status_word
 def launch(problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
     """Run `kernel_of(problem)` on the layer's groups of arguments, T, B and walk_bits; the rest is added here.
 
-    Two directions whose teams do not fit on the GPU at once are two launches.
+    Directions and heads whose teams do not fit on the GPU at once are several launches.
 
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
     executor = substitute()
-    launcher = current_launcher(problem, config, device, executor is not None)
+    launcher = current_launcher(problem, config, device, None if executor is None else executor.arch)
     if launcher.cooperative:
         raise_if_stalled(device)
     if executor is None:
@@ -57,12 +59,13 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
         raise_if_stalled(device)
 
 
-def current_launcher(problem: Problem, config: Config, device: torch.device, substituted: bool) -> Launcher:
-    """The one of these, for the cell that has the problem's name today."""
-    launcher = launcher_of(problem, config, device, substituted)
+def current_launcher(problem: Problem, config: Config, device: torch.device, substitute_arch: Arch | None) -> Launcher:
+    """The one of these, for the cell that has the problem's name today. substitute_arch: of the executor in the GPU's
+    place, if there is one."""
+    launcher = launcher_of(problem, config, device, substitute_arch)
     if launcher.cell is not CELLS.get(problem.cell):  # the name was given away anew
         launcher_of.cache_clear()
-        launcher = launcher_of(problem, config, device, substituted)
+        launcher = launcher_of(problem, config, device, substitute_arch)
     return launcher
 
 
@@ -88,12 +91,14 @@ _fits: dict[tuple[torch.device, Any], Fit] = {}
 class Launcher:
     """Every launch of one problem with one config on one device, or in an executor in its place."""
 
-    def __init__(self, problem: Problem, config: Config, device: torch.device, substituted: bool) -> None:
+    def __init__(
+        self, problem: Problem, config: Config, device: torch.device, substitute_arch: Arch | None = None
+    ) -> None:
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"
         self.least, self.tiles = least_grid(problem, config), batch_tiles(problem, config)
-        arch = ("interpreter", 0) if substituted else from_device(device).arch
+        arch = substitute_arch or from_device(device).arch
         # For AMD Triton compiles one thing more in that is not looked at here: whether a tensor has 2 GiB.
         self.remembers = arch[0] == "cuda"
         constants = constexprs(problem, config, arch)
@@ -141,7 +146,7 @@ class Launcher:
 
         def start(grid: int, team: Team, walk_bits: int) -> None:
             given = groups | {"team": team, "walk_bits": walk_bits} | constants
-            executor.run(self.kernel, grid, {name: given[name] for name in self.kernel.arg_names})
+            executor.run(self.kernel, grid, {name: given[name] for name in self.kernel.arg_names}, **self.options)
 
         self._start(start, Fit(executor.resident_programs, H100.num_sms), executor.spin_limit, groups["walk_bits"])
 
@@ -175,24 +180,22 @@ class Launcher:
     def _start(self, start: Callable[[int, Team, int], None], fit: Fit, spin_limit: int, walk_bits: int) -> None:
         """Start as many teams as fit, fewer if the driver does not take that many; directions in turns if need be."""
         problem, config = self.problem, self.config
-        if walk_bits >> 2:  # one direction is asked for
+        if walk_bits >> 2 & 3:  # one direction is asked for
             problem = replace(problem, directions=1)
         if not self.cooperative:
-            start(problem.directions * self.tiles, _ALONE, walk_bits)
+            start(problem.directions * problem.num_heads * self.tiles, _ALONE, walk_bits)
             return
         while True:
             if fit.resident < self.least:
                 raise NotResidentError(
-                    f"{problem.cell} with hidden_size={problem.hidden_size} needs {self.least} programs "
+                    f"{problem.cell} with {sizes_of(problem)} needs {self.least} programs "
                     f"resident at once with {config}; {self.device} holds {fit.resident}",
                     problem,
                 )
-            at_once = directions_at_once(problem, config, fit.resident)
-            teams = at_once * num_groups(problem, config, fit.resident)
-            grid = teams * team_size(problem, config)
+            grid = 0
             try:
-                for turn in range(problem.directions // at_once):
-                    bits = walk_bits if at_once == problem.directions else alone(walk_bits, turn)
+                for teams, bits in turns(problem, config, fit.resident, walk_bits):
+                    grid = teams * team_size(problem, config)
                     start(grid, self._team(teams, spin_limit), bits)
                 return
             except RuntimeError as error:
@@ -245,6 +248,18 @@ class Launcher:
 
 launcher_of = lru_cache(maxsize=4096)(Launcher)
 _ALONE = Team()
+
+
+def turns(problem: Problem, config: Config, resident: int, walk_bits: int) -> Iterator[tuple[int, int]]:
+    """Teams and bits (see `walk.this_member`) of each launch: one where a team for every direction and head fits."""
+    directions = directions_at_once(problem, config, resident)
+    heads = heads_at_once(problem, config, resident)
+    groups = num_groups(problem, config, resident)
+    for turn in range(problem.directions // directions):
+        bits = walk_bits if directions == problem.directions else alone(walk_bits, turn)
+        for first in range(0, problem.num_heads, heads):
+            some = bits if heads == problem.num_heads else bits | 1 + first << 4
+            yield directions * min(heads, problem.num_heads - first) * groups, some
 
 
 def alone(walk_bits: int, direction: int) -> int:

@@ -25,6 +25,7 @@ class Problem:
     directions:  1, or 2 for both directions of a bidirectional layer in one launch.
     phase:       "forward", or "backward" for the loop that carries the gradients.
     features:    names from `FEATURES` of what the loop does besides, sorted: each is compiled in only where asked for.
+    num_heads:   recurrences beside each other: unit u belongs to head u // head_size and sees that one's h alone.
 
     The sequence length is left out on purpose: no choice depends on it, so a new T retunes nothing. It recompiles
     nothing either where gates * hidden_size is a multiple of 16; elsewhere Triton makes up to three kernels, as the
@@ -39,3 +40,15 @@ class Problem:
     precision: Precision = "ieee"
     phase: Phase = "forward"
     features: tuple[str, ...] = ()
+    num_heads: int = 1
+
+    @property
+    def head_size(self) -> int:
+        """Units of a head."""
+        return self.hidden_size // self.num_heads
+
+
+def sizes_of(problem: Problem) -> str:
+    """What messages call a layer by: its units, and its heads where it has several."""
+    heads = f" num_heads={problem.num_heads}" if problem.num_heads > 1 else ""
+    return f"hidden_size={problem.hidden_size}{heads}"

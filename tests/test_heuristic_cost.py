@@ -43,7 +43,7 @@ def some_problem() -> Problem:
 
 @pytest.mark.parametrize("limits", KNOWN, ids=lambda limits: limits.name)
 def test_the_heuristics_choice_is_the_first_that_the_tuner_tries(limits):
-    for problem in [*quick_grid(), *(some_problem() for _ in range(20))]:
+    for problem in [*random.sample(quick_grid(), 6), *(some_problem() for _ in range(10))]:
         choice = choose(problem, limits)
         ranked, refused = search(problem, limits)
         if isinstance(choice, Config):
@@ -249,8 +249,9 @@ def test_a_fit_finds_the_lines_that_counts_lie_on():
 
 def test_the_lines_through_the_counts_cover_every_kernel():
     """A group nobody has counted would fail at selection time."""
-    for limits in (*KNOWN, B200):
-        for problem in quick_grid():
+    gpus = (*KNOWN, B200)
+    for problem in quick_grid():
+        for limits in random.sample(gpus, 2):
             for ranked in search(problem, limits)[0][:3]:
                 assert counts_of(problem, ranked.config, limits).rest > 0
     for name, group in fitted().items():

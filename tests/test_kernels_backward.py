@@ -44,7 +44,7 @@ def test_odd_shapes(cell, regime, hidden, batch, length, dtype, device):
     assert_right(case, device, KEEP[hidden % 2], seed=hidden)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("initial", [False, True], ids=["zeros", "h_0"])
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
@@ -52,7 +52,7 @@ def test_optional_arguments(cell, regime, initial, bias, device):
     assert_right(Case(cell, regime, torch.float32, 18, 3, 3, directions=2, bias=bias, initial=initial), device, "save")
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keep", KEEP)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_one_direction_from_the_end(cell, regime, keep, device):
@@ -83,7 +83,7 @@ def test_directions_that_do_not_fit_at_once_take_turns(cell, exchange, split, mo
     assert all(torch.equal(together, in_turn) for together, in_turn in zip(*found, strict=True))
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("split", [1, 2, 8])
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
 @pytest.mark.parametrize("cell", CELLS)
@@ -114,6 +114,7 @@ def flat(found):
     return [t for t in tensors if t is not None]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_no_gradient_in_none_out(cell, regime, device):
     case = Case(cell, regime, torch.float32, 20, 3, 3)
@@ -122,6 +123,7 @@ def test_no_gradient_in_none_out(cell, regime, device):
     assert all(torch.equal(t, torch.zeros_like(t)) for t in flat(found))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_the_gradient_is_linear_in_its_outputs(cell, regime, device):
     """Of y alone and of the final states alone add up to that of both."""
@@ -147,6 +149,7 @@ def test_every_schedule_gives_the_same_bits(regime):
         assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_a_sequence_in_two_halves_is_the_sequence(cell, regime, device):
     """The gradient of the second half's initial state, handed to the first half, is the whole's gradient."""

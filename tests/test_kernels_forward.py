@@ -64,11 +64,13 @@ def test_one_direction_from_the_end(cell, regime, device):
     assert_right(Case(cell, regime, torch.float32, 20, 3, 5, reverse=True), device)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_tf32(cell, regime, device):
     assert_right(Case(cell, regime, torch.float32, 40, 3, 5, precision="tf32"), device)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_long_sequences_do_not_drift(cell, regime, device):
     assert_right(Case(cell, regime, torch.float16, 17, 2, 100), device)
@@ -123,6 +125,7 @@ def test_every_schedule_gives_the_same_bits(regime):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_a_sequence_in_two_halves_is_the_sequence(cell, regime, device):
     case = Case(cell, regime, torch.float32, 24, 3, 7)
@@ -136,6 +139,7 @@ def test_a_sequence_in_two_halves_is_the_sequence(cell, regime, device):
     assert all(torch.equal(a.cpu(), b) for a, b in zip(states, whole[1:], strict=True))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_batch_order_does_not_matter(cell, regime, device):
     case = Case(cell, regime, torch.float16, 24, 19, 3)

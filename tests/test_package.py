@@ -16,13 +16,14 @@ import holdfast
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {
-    "kernels": ("loop",),
+    "kernels": ("loop", "ptx"),
     "cells": ("call", "eager", "ops"),
     "autotune": (),
     "bench": (
         "check",
         "cli",
         "demo",
+        "first_light",
         "method",
         "output",
         "providers",

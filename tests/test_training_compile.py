@@ -80,6 +80,7 @@ def steps(model, forward, sizes):
 SIZES = [(2, 3), (2, 3), (3, 4), (4, 5), (5, 2), (3, 6)]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("keep", [None, "recompute"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_training_compiles_whole_and_at_most_twice(cell, keep, interpreter):

@@ -14,14 +14,12 @@ from ...cells.eager.recurrence import unroll
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.extras import Extras, is_one_number
+from ...kernels.heads import block_diagonal
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.packed_rows import PackedRows
 from ...kernels.problem import Problem
-from ..method.judge import Errors, compare_all
-
-FLOAT32_AS_TF32 = 2.0**-22
-"""Relative error of three TF32 products in place of one of float32; torch's own may be zero on a few numbers."""
+from ...kernels.tolerance import FLOAT32_AS_TF32, Errors, compare_all
 
 
 def small_config(regime: str, hidden_size: int) -> Config:
@@ -56,18 +54,24 @@ class Call:
 
     @property
     def hidden(self) -> int:
-        return self.weights[0][1].shape[1]
+        return self.gradients[0].shape[-1] // len(self.weights)
+
+    @property
+    def heads(self) -> int:
+        return self.hidden // self.weights[0][1].shape[1]
 
     def __str__(self) -> str:
         T, B, _ = self.x.shape
         given = {"lengths": self.lengths, "resets": self.resets, "dropout": self.dropout, "zoneout": self.zoneout}
         named = [name for name, value in given.items() if value is not None]
         named += ["packed"] if self.packed else []
-        return " ".join([f"T={T} B={B} H={self.hidden} D={len(self.weights)}", *named])
+        heads = [f"heads={self.heads}"] if self.heads > 1 else []
+        return " ".join([f"T={T} B={B} H={self.hidden} D={len(self.weights)}", *heads, *named])
 
 
-def draw_call(cell: str, seed: int) -> Call:
-    """A call of random sizes with a random choice of features, one or two directions, with or without biases."""
+def draw_call(cell: str, seed: int, heads: int = 1) -> Call:
+    """A call of random sizes with a random choice of features, one or two directions, with or without biases, of so
+    many heads."""
     pick, generator = random.Random(seed), torch.Generator().manual_seed(seed)
 
     def randn(*size: int) -> Tensor:
@@ -77,12 +81,12 @@ def draw_call(cell: str, seed: int) -> Call:
         return [randn(D, B, H) for _ in range(spec.states)] if pick.random() < chance else None
 
     spec = find_cell(cell)
-    H, B, T = pick.choice([5, 16, 20, 33]), pick.choice([1, 3, 4, 18]), pick.choice([1, 2, 5])
+    H, B, T = heads * pick.choice([5, 16, 20, 33]), pick.choice([1, 3, 4, 18]), pick.choice([1, 2, 5])
     D, inputs, bias, packed = pick.choice([1, 2]), 3, pick.random() < 0.7, pick.random() < 0.25
     rows = spec.gates * H
 
     def weights() -> list[Tensor]:
-        found = [randn(rows, inputs) / 2, randn(rows, H) / H**0.5]
+        found = [randn(rows, inputs) / 2, randn(rows, H // heads) / (H // heads) ** 0.5]
         found += [randn(rows) / 3, randn(rows) / 3] if bias else []
         return found + ([randn(spec.parameters, H) / 3] if spec.parameters else [])
 
@@ -130,7 +134,7 @@ def plainly(call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
         y, final = unroll(
             call.cell,
             x,
-            own,
+            [own[0], block_diagonal(own[1], call.heads), *own[2:]],
             zeros if initial is None else tuple(state[direction] for state in initial),
             reverse=direction == 1 or call.reverse,
             lengths=call.lengths,
@@ -172,8 +176,16 @@ def through_kernels(call: Call, regime: str, keep: Keep, device: torch.device) -
         return None if value is None else value if (value.is_cpu and is_one_number(value)) else value.to(device)
 
     extras = Extras(*map(there, (call.lengths, starts, call.resets, call.reset_state, call.dropout, zoneout)))
-    config = small_config(regime, call.hidden)
-    problem = Problem(call.cell, torch.float32, call.hidden, call.x.shape[1], D, features=extras.features)
+    config = small_config(regime, call.hidden // call.heads)
+    problem = Problem(
+        call.cell,
+        torch.float32,
+        call.hidden,
+        call.x.shape[1],
+        D,
+        features=extras.features,
+        num_heads=call.heads,
+    )
     weights = []
     for own in call.weights:
         matrices, biases, parameters = own[:2], own[2:4], own[len(own) - 1 :] if spec.parameters else [None]

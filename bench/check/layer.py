@@ -12,10 +12,11 @@ import torch
 
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
+from ...kernels.heads import block_diagonal, diagonal_blocks
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_layer
 from ...kernels.problem import Precision, Problem
-from ..method.judge import Errors, compare_all, relative_error, worst
+from ...kernels.tolerance import Errors, compare_all, relative_error, worst
 from ..method.plain_layer import PlainLayer
 from .features import small_config
 
@@ -47,6 +48,7 @@ class Case:
     reverse: bool = False
     precision: Precision = "ieee"
     input_size: int = 6
+    num_heads: int = 1
 
     @property
     def problem(self) -> Problem:
@@ -57,6 +59,7 @@ class Case:
             self.batch_size,
             directions=self.directions,
             precision=self.precision,
+            num_heads=self.num_heads,
         )
 
     @property
@@ -66,7 +69,7 @@ class Case:
 
     @property
     def config(self) -> Config:
-        return small_config(self.regime, self.hidden_size)
+        return small_config(self.regime, self.problem.head_size)
 
 
 class Layer:
@@ -86,6 +89,9 @@ class Layer:
             for parameter in self.module.parameters():
                 values = torch.rand(parameter.shape, generator=generator) * 2 - 1
                 parameter.copy_(values / case.hidden_size**0.5)
+            for name, weight in self.module.named_parameters():
+                if name.startswith("weight_hh"):  # as `num_heads` asks of torch.nn: zeros outside of the heads' blocks
+                    weight.copy_(block_diagonal(diagonal_blocks(weight, case.num_heads), case.num_heads))
             if away_from_kinks and case.bias:
                 self._keep_away_from_zero(generator)
 
@@ -127,7 +133,7 @@ class Layer:
         return [
             LayerWeights(
                 parameters["weight_ih_l0" + suffix],
-                parameters["weight_hh_l0" + suffix],
+                diagonal_blocks(parameters["weight_hh_l0" + suffix], self.case.num_heads),
                 parameters.get("bias_ih_l0" + suffix),
                 parameters.get("bias_hh_l0" + suffix),
                 parameters.get("weight_unit_l0" + suffix),
@@ -198,6 +204,8 @@ class Layer:
         x, *hx = (t.to(dtype, copy=True).requires_grad_() for t in (self.x, *self.hx))
         torch.autograd.backward(self._by_torch(module, x, hx), [w.to(dtype) for w in self.loss_weights()])
         named = {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
+        for name in [name for name in named if name.startswith("weight_hh")]:
+            named[name] = diagonal_blocks(named[name], self.case.num_heads)  # type: ignore[arg-type]
         if self.case.initial:
             named |= {f"hx[{index}]": s.grad for index, s in enumerate(hx)}
         return {name: g for name, g in named.items() if g is not None}

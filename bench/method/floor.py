@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -25,6 +26,7 @@ from ...kernels.describe import (
     batch_tiles,
     constexprs,
     directions_at_once,
+    heads_at_once,
     loop_of,
     num_groups,
     partial_shape,
@@ -76,8 +78,9 @@ class Exchange:
         self.groups = groups_on(problem, config, device)
         width = problem.directions * self.values["COUNT"] * problem.hidden_size
         self.channel = torch.empty(steps, problem.batch_size, width, dtype=problem.dtype, device=device)
-        self.arrivals = torch.zeros(problem.directions * self.groups, 32, dtype=torch.int32, device=device)
-        shape = partial_shape(problem, config, problem.directions * self.groups)
+        self.teams = problem.directions * problem.num_heads * self.groups
+        self.arrivals = torch.zeros(self.teams, 32, dtype=torch.int32, device=device)
+        shape = partial_shape(problem, config, self.teams)
         self.partial = torch.empty(shape, dtype=torch.int32, device=device)
 
     def reset(self) -> None:
@@ -95,8 +98,12 @@ class Exchange:
             partial=self.partial if split_k(self.problem, self.config) > 1 else None,
         )
         arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}
-        grid = self.groups * self.problem.directions * team_size(self.problem, self.config)
+        grid = self.teams * team_size(self.problem, self.config)
         _launch(exchange_only, grid, arguments | self.values, self.config, self.device, cooperative=True)
+
+    def launch(self, kernel: Any, grid: int, arguments: Mapping[str, Any]) -> None:
+        """Another kernel on this memory, all of whose programs run at once."""
+        _launch(kernel, grid, arguments, self.config, self.device, cooperative=True)
 
 
 class ResidentWeights:
@@ -105,17 +112,18 @@ class ResidentWeights:
     def __init__(self, problem: Problem, config: Config, device: torch.device, steps: int) -> None:
         self.problem, self.config, self.device, self.steps = problem, config, device, steps
         self.values = weights_constexprs(problem, config, _arch(device))
-        cell, hidden = find_cell(problem.cell), problem.hidden_size
+        cell, hidden, head = find_cell(problem.cell), problem.hidden_size, problem.head_size
         gates, backward = cell.gates, self.values["BACKWARD"]
         rows = config.BLOCK_H * (split_k(problem, config) if backward else cell.padded_gates)
         # Every program of the real launch: they share the chip's clock and power.
-        self.programs = groups_on(problem, config, device) * problem.directions * team_size(problem, config)
+        teams = groups_on(problem, config, device) * problem.directions * problem.num_heads
+        self.programs = teams * team_size(problem, config)
 
         def random(*shape: int) -> torch.Tensor:
-            return (torch.randn(shape, device=device) * hidden**-0.5).to(problem.dtype)
+            return (torch.randn(shape, device=device) * head**-0.5).to(problem.dtype)
 
-        self.w = random(gates * hidden, hidden)
-        self.h = random(2, config.BLOCK_B, (gates if backward else 1) * hidden)
+        self.w = random(gates * hidden, head)
+        self.h = random(2, config.BLOCK_B, (gates if backward else 1) * head)
         self.out = torch.empty(self.programs, rows, config.BLOCK_B, dtype=torch.float32, device=device)
 
     def run(self) -> None:
@@ -124,19 +132,27 @@ class ResidentWeights:
 
 
 def _arch(device: torch.device) -> Arch:
-    return ("interpreter", 0) if substitute() else from_device(device).arch
+    executor = substitute()
+    return from_device(device).arch if executor is None else executor.arch
 
 
 def groups_on(problem: Problem, config: Config, device: torch.device) -> int:
-    """Teams side by side per direction with one program an SM; single programs: a tile each, as many as SMs."""
+    """Teams side by side per direction and head, one program an SM; single programs: a tile each, as many as SMs."""
     return num_groups(problem, config, _limits(device).num_sms)
 
 
 def measure_floor(problem: Problem, config: Config, device: torch.device, *, steps: int = 512) -> Floor:
     """The floor of a step on this GPU: medians of 5 runs of `steps` steps, by CUDA events."""
     passes = passes_of(problem, config, device)
-    # Of directions that take turns one is measured.
-    problem = replace(problem, directions=directions_at_once(problem, config, _limits(device).num_sms))
+    # Of directions and heads that take turns, those of one.
+    resident = _limits(device).num_sms
+    heads = heads_at_once(problem, config, resident)
+    problem = replace(
+        problem,
+        directions=directions_at_once(problem, config, resident),
+        hidden_size=heads * problem.head_size,
+        num_heads=heads,
+    )
     weights = ResidentWeights(problem, config, device, steps)
     exchange_us = 0.0
     if config.regime == "cooperative":
@@ -148,8 +164,11 @@ def measure_floor(problem: Problem, config: Config, device: torch.device, *, ste
 
 
 def passes_of(problem: Problem, config: Config, device: torch.device) -> int:
-    """Times that a program's work is done one after the other: for its batch tiles, and for directions in turn."""
-    turns = problem.directions // directions_at_once(problem, config, _limits(device).num_sms)
+    """Times that a program's work is done one after the other: for its batch tiles, and for directions and heads in
+    turn."""
+    resident = _limits(device).num_sms
+    turns = problem.directions // directions_at_once(problem, config, resident)
+    turns *= math.ceil(problem.num_heads / heads_at_once(problem, config, resident))
     return turns * tiles_of_a_team(problem, config, device)
 
 
@@ -179,16 +198,15 @@ def _launch(
 ) -> None:
     values = {name: arguments[name] for name in kernel.arg_names}
     executor = substitute()
+    options = {
+        **backend_options(_arch(device)[0]),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "launch_cooperative_grid": cooperative,
+    }
     if executor is not None:
-        executor.run(kernel, grid, values)
+        executor.run(kernel, grid, values, **options)
         raise_if_stalled(device)
         return
-    options = backend_options(_arch(device)[0])
-    with torch.cuda.device(device):
-        kernel[(grid,)](
-            **values,
-            **options,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            launch_cooperative_grid=cooperative,
-        )
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(grid,)](**values, **options)

@@ -46,6 +46,16 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} should be a number, got {value!r}")
 
 
+def check_heads(num_heads: Any, hidden_size: int) -> None:
+    """Raise ValueError where hidden_size units are not so many heads of one size."""
+    if not isinstance(num_heads, Integral) or isinstance(num_heads, bool) or num_heads < 1:
+        raise ValueError(f"num_heads should be a positive integer, got {num_heads!r}")
+    if hidden_size % num_heads:
+        raise ValueError(
+            f"hidden_size should be a multiple of num_heads, got hidden_size={hidden_size}, num_heads={num_heads}"
+        )
+
+
 def refuse_with_packed(**arguments: Any) -> None:
     """Raise ValueError for the first argument that is given: a PackedSequence has lengths of its own."""
     for name, value in arguments.items():

@@ -134,7 +134,7 @@ def misshapen_weights(call: Call, facts: Facts) -> Reason | None:
     more += ((reference.parameters, hidden),) if reference.parameters else ()
     for layer in range(layers.num_layers):
         width = layers.input_size if layer == 0 else layers.directions * output
-        for shape in ((rows, width), (rows, output), *more) * layers.directions:
+        for shape in ((rows, width), (rows, output // layers.num_heads), *more) * layers.directions:
             name, weight = next(names), next(weights)
             if weight.shape != shape:
                 return Reason("misshapen_weights", f"{name} should be of size {shape}, got {tuple(weight.shape)}")

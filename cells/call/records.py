@@ -21,6 +21,7 @@ class Layers(NamedTuple):
 
     cell:       the cell's name, see `eager.reference`.
     zoneout:    the probability for each state, h first.
+    num_heads:  weight_hh is [G*H, H / num_heads], see `kernels.heads`.
     keep:       what the user wants kept for the backward pass, see `RecurrentBase.keep`.
     weights:    in torch's order, each layer's directions one after another; names: what the module calls them.
     The rest is named as torch.nn names it.
@@ -38,6 +39,7 @@ class Layers(NamedTuple):
     training: bool
     recurrent_dropout: float
     zoneout: tuple[float, ...]
+    num_heads: int
     keep: Keep | None
     weights: list[Tensor]
     names: list[str]
@@ -159,6 +161,7 @@ class Loop(NamedTuple):
     directions: int
     precision: Precision
     features: tuple[str, ...]
+    num_heads: int
 
 
 class Decision(NamedTuple):

@@ -102,8 +102,9 @@ def _comparison(
     from ...autotune.select import compare_for
     from ...kernels.problem import Problem
 
-    cell, dtype, hidden_size, directions, precision, features = Loop(*loop)
-    problem = Problem(cell, dtype, hidden_size, batch_size, directions, precision, features=features)
+    cell, dtype, hidden_size, directions, precision, features, heads = Loop(*loop)
+    sizes = (hidden_size, batch_size, directions)
+    problem = Problem(cell, dtype, *sizes, precision, features=features, num_heads=heads)
     asked = Asked(
         problem, length, input_size, layers, trains, keep, projected=projected, packed=packed, segments=ragged
     )

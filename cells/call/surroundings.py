@@ -136,7 +136,8 @@ class Facts(NamedTuple):
 def facts_of(call: Call, backend: str) -> Facts:
     layers, tensors, autocast = call.layers, call.tensors, autocast_dtype(call.x)
     dtype = autocast or call.x.dtype
-    loop = Loop(layers.cell, dtype, layers.hidden_size, layers.directions, precision(dtype), call.features)
+    sizes = (layers.hidden_size, layers.directions)
+    loop = Loop(layers.cell, dtype, *sizes, precision(dtype), call.features, layers.num_heads)
     return Facts(backend, torch.compiler.is_compiling(), tensors, may_train(tensors), autocast, loop)
 
 

@@ -289,6 +289,7 @@ def _call(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given) -> Cal
         told.dropout,
         told.training,
         *noise,
+        1,  # of several heads the op gets the block-diagonal matrix
         None,
         list(weights),
         [],

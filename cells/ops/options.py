@@ -42,8 +42,13 @@ class Options(NamedTuple):
     def problem(self, x: Tensor, weights: Sequence[Tensor], extras: Extras, phase: Phase) -> Problem:
         batch_size = self.batch_size(x, extras)
         dtype, precision = dtype_named(self.dtype), cast(Precision, self.precision)
-        hidden_size = weights[1].shape[1]
-        return Problem(self.cell, dtype, hidden_size, batch_size, self.directions, precision, phase, extras.features)
+        from ...kernels.cell_spec import find_cell
+
+        rows, head_size = weights[1].shape
+        hidden_size = rows // find_cell(self.cell).gates
+        sizes = (hidden_size, batch_size, self.directions)
+        heads = hidden_size // head_size
+        return Problem(self.cell, dtype, *sizes, precision, phase, extras.features, num_heads=heads)
 
     def batch_size(self, x: Tensor, extras: Extras) -> int:
         packed = extras.starts is not None

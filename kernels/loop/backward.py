@@ -1,8 +1,8 @@
 """The time loop backwards: it carries the gradients of the states from the last step to the first.
 
-A program owns BLOCK_H hidden units as in `forward` and publishes the da of their gates every step; W_hh^T da
-then runs over all gates of all units. SPLIT_K programs share the columns of W_hh of all their units: each keeps PART of
-those columns' rows, multiplies them with the same part of the team's da, and they sum up (see `split_k`).
+A program owns BLOCK_H hidden units as in `forward` and publishes the da of their gates every step; W_hh^T da then runs
+over all gates of all units of its head. SPLIT_K programs share the columns of W_hh of all their units: each keeps PART
+of those columns' rows, multiplies them with the same part of the team's da, and they sum up (see `split_k`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .tiles import (
     store_states,
     zeros_like_all,
 )
-from .walk import at_tile, choose, moment, this_member, tile_at
+from .walk import at_tile, by_heads, choose, moment, this_member, tile_at
 from .weights import of_direction
 
 
@@ -46,7 +46,7 @@ def backward(
     gradients,  # LayerGradients
     layer,  # Layer
     past,  # Past
-    gx,  # Strided as for `forward`, and ga likewise: W_hh h + b_hh, contiguous; of Nones where v is saved
+    gx,  # Strided as for `forward`, and ga likewise, by heads: W_hh h + b_hh, contiguous; of Nones where v is saved
     ga,
     out,  # StepGradients; for "dataflow" da is filled with the sentinel
     rows,  # Rows
@@ -61,6 +61,7 @@ def backward(
     LOOP: tl.constexpr,  # Loop
 ):
     HIDDEN: tl.constexpr = LOOP.HIDDEN
+    HEAD: tl.constexpr = LOOP.HEAD
     WIDTH: tl.constexpr = LOOP.DIRECTIONS * HIDDEN
     GATES: tl.constexpr = CELL.gates
     STATES: tl.constexpr = CELL.states
@@ -87,13 +88,13 @@ def backward(
     p = load_parameters(layer.parameters, me, CELL, LOOP)
     row = tl.arange(0, LOOP.BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
-    gate_offsets = row[None, :] * (GATES * WIDTH) + me.unit[:, None]
-    columns = columns_of_part(GATES * HIDDEN, part, LOOP)
+    gate_offsets = row[None, :] * (GATES * WIDTH) + by_heads(me, GATES, LOOP)[:, None]
+    columns = columns_of_part(GATES * HEAD, part, LOOP)
     passed = 0
 
     first = me.group * LOOP.BLOCK_B
     for batch0 in range(0 if ALONE else first, 1 if ALONE else B, 1 if ALONE else me.groups * LOOP.BLOCK_B):
-        tile = tile_at(first if ALONE else batch0, rows, T, B, LOOP)
+        tile = tile_at(first if ALONE else batch0, me, rows, T, B, LOOP)
         tile_start = tile.batch0 * WIDTH + me.direction * HIDDEN
         mask = me.unit_ok[:, None] & tile.row_ok[None, :]
         state_start = (me.direction.to(tl.int64) * B + tile.batch0) * HIDDEN
@@ -134,14 +135,16 @@ def backward(
                 inner = inner_gate_gradients(d, v, before, after, p, CELL)
                 if ALONE:
                     inner = masked(inner, mask_here, INNER)
-                publish(da_tile + OUTER * HIDDEN, inner, mask_here, team, INNER, LOOP)
-                outer_columns = columns_of_part(OUTER * HIDDEN, part, LOOP)
+                publish(da_tile + OUTER * HEAD, inner, mask_here, team, INNER, LOOP)
+                outer_columns = columns_of_part(OUTER * HEAD, part, LOOP)
                 sent = Sent(
                     base=da_base + part * LOOP.PART,
-                    row_offsets=row * (GATES * WIDTH),
+                    row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
                     row_ok=now.here,
                     low=outer_columns,
                     high=columns,
+                    step=step,
+                    kept=(),
                 )
                 expected = expected_backwards(turn, LOOP)
                 operand, missing = await_operand(inner, sent, True, expected, limit, team, LOOP)
@@ -157,15 +160,17 @@ def backward(
                 da = masked(da, mask_here, OUTER)
             publish(da_tile, da, mask_here, team, OUTER, LOOP)
             if out.dx is not None:
-                store_gates(at_tile(out.dx + start * GATES, gate_offsets), dx, mask_here, GATES, HIDDEN)
+                store_gates(at_tile(out.dx + start * GATES, gate_offsets), dx, mask_here, GATES, HEAD)
             if gradients.parameters is not None:
                 of_parameters = add_all(of_parameters, masked(dp, mask_here, PARAMETERS), PARAMETERS)
             sent = Sent(
                 base=da_base + part * LOOP.PART,
-                row_offsets=row * (GATES * WIDTH),
+                row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
                 row_ok=now.here,
                 low=None,
                 high=outer_columns,
+                step=step,
+                kept=(),
             )
             operand, missing = await_operand(da, sent, True, expected_backwards(turn, LOOP), limit, team, LOOP)
             # What the next step backwards reads travels while this one computes: device memory is a step away.

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .forward_step import gate_values
 from .tiles import add_all, add_to_first, load_each, load_gates, load_once
-from .walk import at_tile, choose, reset_rows, rows_known, strided_tile
+from .walk import at_tile, by_heads, choose, reset_rows, rows_known, strided_tile
 
 
 class Reads(NamedTuple):
@@ -81,8 +81,8 @@ def load_reads(
         gx_ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
         x = load_gates(strided_tile(gx_ptr, gx, now, tile, me, rows), mask, GATES, HIDDEN)
         ga_start = me.direction.to(tl.int64) * ga.direction + (tile.batch0 + now.first) * (GATES * HIDDEN)
-        ga_offsets = tile.row[None, :] * (GATES * HIDDEN) + me.unit[:, None]
-        gates = x + load_gates(at_tile(ga.ptr + ga_start, ga_offsets), mask, GATES, HIDDEN)
+        ga_offsets = tile.row[None, :] * (GATES * HIDDEN) + by_heads(me, GATES, LOOP)[:, None]
+        gates = x + load_gates(at_tile(ga.ptr + ga_start, ga_offsets), mask, GATES, LOOP.HEAD)
     of_y = ()
     if dy.ptr is not None:
         dy_tile = strided_tile(dy.ptr + me.direction * HIDDEN, dy, now, tile, me, rows)

@@ -16,7 +16,8 @@ The sentinel is all ones, a NaN that no arithmetic produces; `publish` rewrites 
 own NaN payload survive to that point, so a NaN in h never looks like "not yet written".
 
 Every wait is bounded by a limit in units of 1,024 ns (the interpreter counts polls). A program whose wait runs out
-writes to the status word and waits no more: its results are NaN, and it ends.
+writes its team and step to the status word (`stall.describe_stall`) and waits no more: its results are NaN, and it
+ends.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
 from ..compiled_for import compiled_for
+from ..stall import LAST_TEAM, STEP_BITS
 from .interleave import neighbours, operand_rows
 from .parts import part_of_row
 from .spin import (
@@ -45,6 +47,9 @@ from .weights import add_product, total, zero_sums
 
 SENTINEL = -1  # every bit set, in any integer width; the kernels write it as a literal
 _CLOCK_POLLS = tl.constexpr(CLOCK_POLLS)
+_STEP_BITS = tl.constexpr(STEP_BITS)
+_LAST_TEAM = tl.constexpr(LAST_TEAM)
+_LAST_STEP = tl.constexpr((1 << STEP_BITS) - 1)
 
 
 class Sent(NamedTuple):
@@ -53,14 +58,16 @@ class Sent(NamedTuple):
     base: Any  # a pointer, or one for each row
     row_offsets: Any  # [BLOCK_B], from there
     row_ok: Any  # [BLOCK_B]: rows that are there; the others count as zeros
-    low: Any  # the columns that are read: from low (None: 0) to high. They and all offsets are multiples of HIDDEN
+    low: Any  # the columns that are read: from low (None: 0) to high. They and all offsets are multiples of HEAD
     high: Any  # or of 16
+    step: Any  # of the batch tile: how many everybody has handed something on in, which the report of a stall names
+    kept: Any  # what rows that are not there count as: words of an earlier read (see `no_words`); (): zeros
 
 
 @triton.constexpr_function
-def numbers_in_word(dtype, hidden_size):
+def numbers_in_word(dtype, head_size):
     """How many numbers a team reads and tests at once: two of 16 bits where every row begins at a whole word."""
-    return 2 if dtype.primitive_bitwidth == 16 and hidden_size % 2 == 0 else 1
+    return 2 if dtype.primitive_bitwidth == 16 and head_size % 2 == 0 else 1
 
 
 @triton.constexpr_function
@@ -82,7 +89,7 @@ def _without_sentinel(numbers):
 
 
 @triton.jit
-def _row_pointers(sent, HIDDEN: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
+def _row_pointers(sent, HEAD: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
     """To the first word of every row, [ROWS, 1]."""
     word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
     if len(sent.base.shape) == 0:
@@ -90,7 +97,7 @@ def _row_pointers(sent, HIDDEN: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr):
     else:
         first = (sent.base + sent.row_offsets)[:, None]
     # Of pointers that are chosen row by row (resets) Triton 3.9 works out no alignment, and would read word by word.
-    BYTES: tl.constexpr = word.primitive_bitwidth // 8 * vector_words(HIDDEN, NUMBERS_IN_WORD, 4)
+    BYTES: tl.constexpr = word.primitive_bitwidth // 8 * vector_words(HEAD, NUMBERS_IN_WORD, 4)
     return tl.multiple_of(first.to(tl.pointer_type(word)), (BYTES, BYTES))
 
 
@@ -110,23 +117,43 @@ def _chunk_mask(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: 
 
 
 @triton.jit
-def load_from_l2(ptrs, mask):
-    """What other programs store while this one runs: past the L1, zero where masked (mask may be None)."""
+def load_from_l2(ptrs, mask, other):
+    """What other programs store while this one runs: past the L1, `other` where masked (both may be None)."""
     if compiled_for() == "hip":
         # A volatile load is no coherent one on gfx942: without sc0 and sc1 a stale line is read for ever
         # (triton#11223). ptxas refuses .cv together with volatile.
-        return tl.load(ptrs, mask=mask, other=None if mask is None else 0, cache_modifier=".cv")
+        return tl.load(ptrs, mask=mask, other=other, cache_modifier=".cv")
     else:
-        return tl.load(ptrs, mask=mask, other=None if mask is None else 0, volatile=True)
+        return tl.load(ptrs, mask=mask, other=other, volatile=True)
 
 
 @triton.jit
-def _read_chunk(sent, chunk: tl.constexpr, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+def _read_chunk(sent, chunk: tl.constexpr, other, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
     """One chunk of all rows, straight from L2, as words [ROWS, BLOCK_K // NUMBERS_IN_WORD]."""
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     k = chunk * WORDS + tl.arange(0, WORDS)
     mask = _chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP)
-    return load_from_l2(_row_pointers(sent, LOOP.HIDDEN, NUMBERS_IN_WORD) + k[None, :], mask)
+    return load_from_l2(_row_pointers(sent, LOOP.HEAD, NUMBERS_IN_WORD) + k[None, :], mask, other)
+
+
+@triton.jit
+def no_words(dtype: tl.constexpr, LOOP: tl.constexpr):
+    """The words that a step before the first would have read: zeros. () where LOOP does not keep them.
+
+    Kept from step to step, the words of a row that is not there are those it had: zeros, or those of its last step,
+    which are nobody's any more. Set to zero at every step, they are two instructions for every vector that a thread
+    reads, before its load: LSTM bf16 768 B=16 on sm_90 1,180 issue cycles a step and not 1,148, H=256 678 and not 654.
+    """
+    tiles = ()
+    if LOOP.KEPT:
+        NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(dtype, LOOP.HEAD)
+        CHUNKS: tl.constexpr = LOOP.CHUNKS
+        ROWS: tl.constexpr = LOOP.BLOCK_B
+        WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
+        word: tl.constexpr = word_type(dtype, NUMBERS_IN_WORD)
+        for _ in tl.static_range(CHUNKS):
+            tiles = tiles + (tl.zeros((ROWS, WORDS), dtype=word),)
+    return tiles
 
 
 @triton.jit
@@ -135,7 +162,11 @@ def read_chunks(sent, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     tiles = ()
     for chunk in tl.static_range(CHUNKS):
-        tiles = tiles + (_read_chunk(sent, chunk, NUMBERS_IN_WORD, LOOP),)
+        if len(sent.kept) == 0:
+            words = _read_chunk(sent, chunk, 0, NUMBERS_IN_WORD, LOOP)
+        else:
+            words = _read_chunk(sent, chunk, sent.kept[chunk], NUMBERS_IN_WORD, LOOP)
+        tiles = tiles + (words,)
     return tiles
 
 
@@ -159,7 +190,7 @@ def _sentinels(words, NUMBERS_IN_WORD: tl.constexpr):
 
 
 @triton.jit
-def _unwritten(tiles, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
+def unwritten(tiles, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
     """1 if any number is still the sentinel: one reduction over all chunks.
 
     Tested number by number, 16-bit ones took 441 instructions a poll for LSTM H=768 on sm_90, word by word 165; and
@@ -229,11 +260,13 @@ def arrive(team):
 
 
 @triton.jit
-def unless_stalled(product, missing, limit, team):
+def unless_stalled(product, missing, limit, step, team, LOOP: tl.constexpr):
     """The product and the limit of later waits: NaN and 0 from the wait on that ran out."""
     if missing:
+        if limit > 0:  # the first wait that ran out: the program waits no more
+            number = tl.minimum(tl.program_id(0) // LOOP.MEMBERS, _LAST_TEAM)
+            tl.store(team.status, ((number + 1) << _STEP_BITS) | tl.minimum(step, _LAST_STEP))
         limit = 0
-        tl.store(team.status, 1)
     return tl.where(limit > 0, product, float("nan")), limit
 
 
@@ -253,7 +286,7 @@ def read_when_written(sent, must_wait, limit, NUMBERS_IN_WORD: tl.constexpr, LOO
     polls = 0
     while missing & on:
         tiles = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
-        missing = must_wait & (_unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)
+        missing = must_wait & (unwritten(tiles, NUMBERS_IN_WORD, LOOP) != 0)
         polls += 1
         on, end = goes_on(polls, end, limit)
     return tiles, missing
@@ -266,18 +299,18 @@ def spin_until_written(sent, must_wait, limit, team, NUMBERS_IN_WORD: tl.constex
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
     ROWS: tl.constexpr = sent.row_ok.shape[0]
     OWN: tl.constexpr = words_of_thread(ROWS, WORDS, LOOP.NUM_WARPS)
-    VECTOR: tl.constexpr = vector_words(LOOP.HIDDEN, NUMBERS_IN_WORD, OWN)
+    VECTOR: tl.constexpr = vector_words(LOOP.HEAD, NUMBERS_IN_WORD, OWN)
     # The first poll is Triton's own load: the block takes over the layout of its words.
     words = read_chunks(sent, NUMBERS_IN_WORD, LOOP)
     masks = ()
     for chunk in tl.static_range(CHUNKS):
         masks = masks + (_chunk_mask(sent, chunk, NUMBERS_IN_WORD, LOOP).to(tl.int32),)
-    pointers = _row_pointers(sent, LOOP.HIDDEN, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
+    pointers = _row_pointers(sent, LOOP.HEAD, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
     zeros = tl.zeros((ROWS, WORDS), tl.int32)
     return tl.inline_asm_elementwise(
-        poll(CHUNKS, OWN, VECTOR, WORDS * 4, NUMBERS_IN_WORD, LOOP.PAIRS),
+        poll(CHUNKS, OWN, VECTOR, WORDS * 4, NUMBERS_IN_WORD, LOOP.PAIRS, LOOP.MEMBERS),
         poll_constraints(CHUNKS, OWN),
-        words + masks + (pointers, zeros + tl.where(must_wait, limit, 0), team.status + zeros),
+        words + masks + (pointers, zeros + tl.where(must_wait, limit, 0), team.status + zeros, zeros + sent.step),
         dtype=same_types(tl.int32, CHUNKS),
         is_pure=False,
         pack=OWN,
@@ -295,7 +328,7 @@ def await_sent(
 ):
     """Waits until what was sent is there. Its chunks as words, or () where `gathered_product` reads them; whether the
     limit was over before."""
-    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(sent.base.dtype.element_ty, LOOP.HIDDEN)
+    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(sent.base.dtype.element_ty, LOOP.HEAD)
     if LOOP.EXCHANGE == "barrier":
         return (), wait_for(team, expected, must_wait, limit)
     elif LOOP.EXCHANGE == "spin":
@@ -321,12 +354,12 @@ def gathered_product(
     """
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     DTYPE: tl.constexpr = sent.base.dtype.element_ty
-    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(DTYPE, LOOP.HIDDEN)
+    NUMBERS_IN_WORD: tl.constexpr = numbers_in_word(DTYPE, LOOP.HEAD)
     sums = zero_sums(weights, LOOP)
     if LOOP.EXCHANGE == "barrier":
         for chunk in tl.static_range(CHUNKS):
             # One chunk after the other: the team's h waits for nobody any more, and takes fewer registers.
-            words = _read_chunk(sent, chunk, NUMBERS_IN_WORD, LOOP)
+            words = _read_chunk(sent, chunk, 0, NUMBERS_IN_WORD, LOOP)
             sums = add_product(sums, weights, chunk, tl.trans(_numbers(words, DTYPE, NUMBERS_IN_WORD)), LOOP)
     else:
         # All operands before the first product: each has its own buffer then, and no product waits for a store.
@@ -339,7 +372,7 @@ def gathered_product(
     if LOOP.EXCHANGE == "spin":
         return total(sums, LOOP), limit
     else:
-        return unless_stalled(total(sums, LOOP), missing, limit, team)
+        return unless_stalled(total(sums, LOOP), missing, limit, sent.step, team, LOOP)
 
 
 @triton.jit
@@ -351,14 +384,10 @@ def _publish_words(ptrs, value, mask, LOOP: tl.constexpr):
     if DTYPE.primitive_bitwidth == 32:
         bits = value.to(tl.int32, bitcast=True)
         tl.inline_asm_elementwise(block, "=r,r,l,r", [bits, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1)
-    elif value.shape[0] * value.shape[1] < 64 * LOOP.NUM_WARPS:
-        # A number a thread: two in a word would cost a change of layout.
-        number = _without_sentinel(value.to(DTYPE)).to(tl.int16, bitcast=True).to(tl.int32)
-        tl.inline_asm_elementwise(
-            publish_number(), "=r,r,l,r", [number, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
-        )
     else:
-        # Two units of a row, which are one thread's in the layout in which Triton stores a tile.
+        # Two units of a row, which are one thread's in the layout in which Triton stores a tile, or are made so where a
+        # tile has fewer words than there are threads. Polls read words, and of accesses of two sizes PTX's memory model
+        # says nothing at all.
         first, second = tl.split(neighbours(value, LOOP))
         ptrs, _ = tl.split(neighbours(ptrs.to(tl.int64), LOOP))
         mask, _ = tl.split(neighbours(mask, LOOP))
@@ -368,15 +397,35 @@ def _publish_words(ptrs, value, mask, LOOP: tl.constexpr):
 
 
 @triton.jit
+def _publish_numbers(ptrs, numbers, mask):
+    """Store a tile number by number, on NVIDIA by strong stores (see `spin.publish_word`)."""
+    if compiled_for() == "cuda" and numbers.dtype.primitive_bitwidth == 16:
+        bits = numbers.to(tl.int16, bitcast=True).to(tl.int32)
+        mask = tl.broadcast_to(mask, ptrs.shape).to(tl.int32)
+        tl.inline_asm_elementwise(
+            publish_number(), "=r,r,l,r", [bits, ptrs, mask], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        tl.store(ptrs, numbers, mask=mask)
+
+
+@triton.jit
 def publish(ptrs, tiles, mask, team, COUNT: tl.constexpr, LOOP: tl.constexpr):
-    """Store COUNT float32 tiles, HIDDEN elements apart, in the pointer's dtype, for the team to read."""
+    """Store COUNT float32 tiles, HEAD elements apart, in the pointer's dtype, for the team to read.
+
+    In "dataflow" and "spin" by strong stores wherever there is PTX. A weak one meets the polls' strong loads in a race,
+    of which PTX's memory model says (proved in tests/test_memory_model.py): what a poll finds is the sentinel or h and
+    never anything else, but nobody has to find h ever, and who has found it may find the sentinel again. With strong
+    stores h stays. In "barrier" the counter's release orders them, weak or not.
+    """
     for index in tl.static_range(COUNT):
         if LOOP.EXCHANGE == "spin":
-            _publish_words(ptrs + index * LOOP.HIDDEN, tiles[index], mask, LOOP)
+            _publish_words(ptrs + index * LOOP.HEAD, tiles[index], mask, LOOP)
         else:
             value = tiles[index].to(ptrs.dtype.element_ty)
             if LOOP.EXCHANGE == "dataflow":
-                value = _without_sentinel(value)
-            tl.store(ptrs + index * LOOP.HIDDEN, value, mask=mask)
+                _publish_numbers(ptrs + index * LOOP.HEAD, _without_sentinel(value), mask)
+            else:
+                tl.store(ptrs + index * LOOP.HEAD, value, mask=mask)
     if LOOP.EXCHANGE == "barrier":
         arrive(team)

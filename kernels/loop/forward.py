@@ -1,9 +1,10 @@
 """The time loop: one walk over all steps for a team of any size.
 
-A team shares one batch tile; each of its programs owns BLOCK_H hidden units and keeps their rows of W_hh on chip. Every
-step its members need all of h: a team of one has it in its registers, the members of a larger one exchange it (see
-`product`). Teams (one per direction and group of batch tiles) run side by side and never wait for each other; a group's
-batch tiles run one after the other. All programs of teams of several must be resident at once: `launch` checks that.
+A team shares one batch tile of one head; each of its programs owns BLOCK_H hidden units and keeps their rows of W_hh on
+chip. Every step its members need all of the head's h: a team of one has it in its registers, the members of a larger
+one exchange it (see `product`). Teams (one per direction, head and group of batch tiles) run side by side and never
+wait for each other; a group's batch tiles run one after the other. All programs of teams of several must be resident at
+once: `launch` checks that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .exchange import Sent, publish
+from .exchange import Sent, no_words, publish
 from .forward_step import gate_values, inner_tile, next_state
 from .groups import Team
 from .parts import for_each_part, loop_of_product, offsets_of_rows
@@ -43,7 +44,7 @@ class Inputs(NamedTuple):
 def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl.constexpr):
     ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
     mask = me.unit_ok[:, None] & now.here[None, :]
-    x = load_packed_gates(strided_tile(ptr, gx, now, tile, me, rows), mask, CELL.gates, LOOP)
+    x = load_packed_gates(strided_tile(ptr, gx, now, tile, me, rows, AT_ONCE=True), mask, CELL.gates, LOOP)
     reset = ()  # Triton 3.6.0 returns no None from a function
     if resets.marks is not None:
         reset = reset_rows(resets.marks, now, tile, me, B)
@@ -68,6 +69,7 @@ def forward(
     LOOP: tl.constexpr,  # Loop
 ):
     HIDDEN: tl.constexpr = LOOP.HIDDEN
+    HEAD: tl.constexpr = LOOP.HEAD
     WIDTH: tl.constexpr = LOOP.DIRECTIONS * HIDDEN
     STATES: tl.constexpr = CELL.states
     SAVED: tl.constexpr = LOOP.SAVED
@@ -86,10 +88,10 @@ def forward(
         team = Team(arrivals=team.arrivals + me.team * 32, status=team.status, spin_limit=limit, partial=None)
 
     w_hh = of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS)
-    weights = load_weights(w_hh, me.number * LOOP.BLOCK_H, 0, OUTER if APART else CELL.gates, PRODUCT)
+    weights = load_weights(w_hh, me, 0, OUTER if APART else CELL.gates, PRODUCT)
     inner_weights = weights
     if APART:
-        inner_weights = load_weights(w_hh, me.number * LOOP.BLOCK_H, OUTER, INNER, INNER_PRODUCT)
+        inner_weights = load_weights(w_hh, me, OUTER, INNER, INNER_PRODUCT)
     bias = load_bias(layer.b_hh, me, CELL, LOOP)
     p = load_parameters(layer.parameters, me, CELL, LOOP)
     row = tl.arange(0, LOOP.BLOCK_B)
@@ -101,7 +103,7 @@ def forward(
     # A team of one has one tile. In constants this loop is none: 12 registers less for LSTM bf16 H=64, sm_90.
     first = me.group * LOOP.BLOCK_B
     for batch0 in range(0 if ALONE else first, 1 if ALONE else B, 1 if ALONE else me.groups * LOOP.BLOCK_B):
-        tile = tile_at(first if ALONE else batch0, rows, T, B, LOOP)
+        tile = tile_at(first if ALONE else batch0, me, rows, T, B, LOOP)
         tile_start = tile.batch0 * WIDTH + me.direction * HIDDEN
         mask = me.unit_ok[:, None] & tile.row_ok[None, :]
         state = load_states(states.initial, tile_start + offsets, mask, STATES)
@@ -118,6 +120,7 @@ def forward(
             h_0 = states.initial[0] if states.sent is None else states.sent
             source = h_0 + tile_start + now.first * 0
 
+        kept = no_words(channel.dtype.element_ty, PRODUCT)
         # Without disable_licm LLVM hoists the descriptors of every matrix instruction out of the loop, two
         # 64-bit registers each. LSTM bf16 H=768, "barrier", sm_90: 255 registers and a spill with it, 74 without.
         for step in tl.range(tile.steps, disable_licm=True):
@@ -134,11 +137,15 @@ def forward(
             mask_here = me.unit_ok[:, None] & now.here[None, :]
             # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
-            starts = offsets_of_rows(WIDTH, PRODUCT)
+            starts = offsets_of_rows(WIDTH, PRODUCT) + me.head * HEAD
             there = for_each_part(readable, PRODUCT)
-            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
+            # How many steps everybody has handed on; the first product of two has the second's of the step before.
+            handed_on = step - 1 if CELL.inner is None else step
+            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=kept, step=handed_on)
             expected = (passed + step) * ARRIVALS
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
+            if LOOP.KEPT:
+                kept = operand
             # The next step's inputs travel while this step computes and the next one waits for its team.
             ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
             inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
@@ -152,9 +159,9 @@ def forward(
                 if out.inner is not None:
                     inner = out.inner + start
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
-                starts = offsets_of_rows(WIDTH, INNER_PRODUCT)
+                starts = offsets_of_rows(WIDTH, INNER_PRODUCT) + me.head * HEAD
                 there = for_each_part(now.here, INNER_PRODUCT)
-                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HIDDEN)
+                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=(), step=step)
                 expected += LOOP.MEMBERS
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)

@@ -5,7 +5,9 @@ and must not compile anything anew (T, B, walk_bits) is an argument of its own: 
 into a tuple. An option that a call leaves out is a group of Nones and not None: Triton 3.6.0 cannot ask a group that
 holds a None whether it is None.
 
-B rows of the batch, T steps, H units, D directions, G gates. "As y" is [T, B, D * H], packed [rows, D * H].
+B rows of the batch, T steps, H units, D directions, G gates, N heads. "As y" is [T, B, D * H], packed [rows, D * H].
+"By heads" is what lies gate by gate within each head, [.., D, N, G, H / N]: all that a head's product sums up lies side
+by side. With one head that is gate by gate, [.., D, G, H], as everything else of several gates is.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Strided(NamedTuple):
 class Layer(NamedTuple):
     """What belongs to the layer and not to the call: D pointers each."""
 
-    w_hh: Any  # [G * H, H]
+    w_hh: Any  # [G * H, H / N]
     b_hh: Any = None  # [G * H]; None: no bias, or backwards, where the loop needs none
     parameters: Any = None  # [PARAMETERS, H]; None where the cell has none
 
@@ -100,7 +102,7 @@ class LayerGradients(NamedTuple):
 
 
 class StepGradients(NamedTuple):
-    """Of both preactivations at every step, as y, G * H wide for each direction: written."""
+    """Of both preactivations at every step, as y, G * H wide for each direction, by heads: written."""
 
     da: Any  # of W_hh h + b_hh; what a team exchanges
     dx: Any = None  # of W_ih x + b_ih, where the cell's gradients differ and anybody asks
@@ -114,32 +116,37 @@ ABSENT: dict[type, Any] = {kind: kind() for kind in (Strided, Rows, Resets, Drop
 class Loop:
     """The compile-time numbers of a loop besides the cell's.
 
-    HIDDEN, DIRECTIONS:  of the layer.
+    HIDDEN, DIRECTIONS, HEADS:  of the layer.
+    HEAD:      units of a head: HIDDEN / HEADS.
     SAVED:     tiles of v that pass from the forward loop to the one backwards.
     PRECISION: of products, `tl.dot`'s input_precision or "tf32x3" (see `describe.dot_precision`).
     EXCHANGE:  how h reaches the product: "registers" (a team of one has it), "dataflow", "spin" or "barrier" (see
                `exchange`).
     PAIRS:     whether two 16-bit numbers are compared by one instruction (see `spin`).
     INTERLEAVED: whether the product's rows are ordered by warps, not by gates (see `interleave`).
+    KEPT:      whether the words that a step reads of its team are kept for the next one (see `exchange.no_words`).
     NUM_WARPS: of a program, as `Config` has them.
     MEMBERS:   programs of a team.
     BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 forwards.
-    PART:      numbers that one row of a program's product sums up: forwards HIDDEN, backwards its part of G * HIDDEN.
+    PART:      numbers that one row of a program's product sums up: forwards HEAD, backwards its part of G * HEAD.
     CHUNKS:    tiles that W_hh is resident in.
     PARTS:     how often a gate of one of two products a step has room among the product's rows: 1 where both are of all
                gates (see `parts`, which makes a Loop of one product from it: how many parts of each sum that has).
 
-    MEMBERS, PART and CHUNKS follow from the others and are fields all the same: Triton's caches know this constexpr by
-    its repr, in which no property is.
+    HEAD, MEMBERS, PART and CHUNKS follow from the others and are fields all the same: Triton's caches know this
+    constexpr by its repr, in which no property is.
     """
 
     HIDDEN: int
     DIRECTIONS: int
+    HEADS: int
+    HEAD: int
     SAVED: int
     PRECISION: str
     EXCHANGE: str
     PAIRS: bool
     INTERLEAVED: bool
+    KEPT: bool
     NUM_WARPS: int
     MEMBERS: int
     BLOCK_B: int

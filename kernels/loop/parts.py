@@ -19,7 +19,7 @@ def loop_of_product(LOOP, COUNT):
     parts = max(1, LOOP.PARTS // max(1, triton.next_power_of_2(COUNT)))  # COUNT is 0 where there is one product
     numbers = {"PARTS": parts}
     if parts > 1:
-        part = triton.cdiv(LOOP.HIDDEN, 16 * parts) * 16
+        part = triton.cdiv(LOOP.HEAD, 16 * parts) * 16
         chunks = triton.cdiv(part, LOOP.BLOCK_K)
         numbers |= {"BLOCK_B": LOOP.BLOCK_B * parts, "PART": part, "CHUNKS": chunks}
     return type(LOOP)(**vars(LOOP) | numbers)  # dataclasses.replace is no function that Triton lets it call

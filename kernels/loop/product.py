@@ -66,10 +66,10 @@ def product(
 def load_weights_backwards(w_ptr, me, CELL: tl.constexpr, LOOP: tl.constexpr):
     """W_hh as `product_backwards` wants it."""
     if LOOP.EXCHANGE == "registers":
-        return load_gate_blocks(w_ptr, CELL, LOOP)
+        return load_gate_blocks(w_ptr, me, CELL, LOOP)
     else:
         part = me.number % LOOP.SPLIT_K
-        return load_weights_transposed(w_ptr, (me.number - part) * LOOP.BLOCK_H, part, CELL, LOOP)
+        return load_weights_transposed(w_ptr, me, part, CELL, LOOP)
 
 
 @triton.jit
@@ -105,5 +105,6 @@ def product_backwards(
         found, limit = gathered_product(weights, operand, missing, sent, limit, team, LOOP)
         if LOOP.SPLIT_K > 1:
             part = me.number % LOOP.SPLIT_K
-            found, limit = sum_of_parts(found, part, turn, (turn + 1) * _arrivals(LOOP), limit, team, LOOP)
+            expected = (turn + 1) * _arrivals(LOOP)
+            found, limit = sum_of_parts(found, part, turn, expected, limit, sent.step, team, LOOP)
         return found, limit

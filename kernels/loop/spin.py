@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import triton
 
+from ..stall import LAST_TEAM, STEP_BITS
+
 CLOCK_POLLS = 256
 """Polls between two looks at the clock and at the status word, which lies in the host's memory: near 100 us."""
 
@@ -26,10 +28,10 @@ def words_of_thread(rows, columns, num_warps):
 
 
 @triton.constexpr_function
-def vector_words(hidden_size, numbers_in_word, words):
-    """How many words are read at once: all columns that a row may begin or end at are multiples of `hidden_size`
+def vector_words(head_size, numbers_in_word, words):
+    """How many words are read at once: all columns that a row may begin or end at are multiples of `head_size`
     numbers or of 16, and a thread has no more than `words` of a chunk."""
-    row = hidden_size // numbers_in_word
+    row = head_size // numbers_in_word
     return min(words, 4 if row % 4 == 0 else 2 if row % 2 == 0 else 1)
 
 
@@ -41,43 +43,47 @@ def same_types(dtype, count):
 @triton.constexpr_function
 def poll_constraints(chunks, words):
     """LLVM's constraints of `poll`: out the words of all chunks; in the words, masks, pointers of chunk 0, limit,
-    status."""
-    given = ["r"] * (2 * chunks * words) + ["l"] * words + ["r"] * words + ["l"] * words
+    status, step."""
+    given = ["r"] * (2 * chunks * words) + ["l"] * words + ["r"] * words + ["l"] * words + ["r"] * words
     return ",".join(["=&r"] * (chunks * words) + given)
 
 
 @triton.constexpr_function
-def poll(chunks, words, vector, chunk_bytes, numbers_in_word, pairs):
+def poll(chunks, words, vector, chunk_bytes, numbers_in_word, pairs, members):
     """PTX that returns with all words written. A thread has `words` words of each chunk, `vector` at an address.
 
     chunk_bytes:      from an address in one chunk to the same in the next: an immediate offset. All chunks are in one
                       block, because three waits in a row are three round trips.
     numbers_in_word:  1 of 32 bits or 2 of 16.
     pairs:            whether the target compares two 16-bit numbers with one instruction (sm_90 and later).
+    members:          programs of a team.
 
     A limit of 0 waits for nothing: h_0 is the caller's and may hold any bits. Where the limit is over, or another
-    program's was, status is 1 and what is missing is the sentinel still, a NaN that the product carries on.
+    program's was, status is not 0 and what is missing is the sentinel still, a NaN that the product carries on.
     """
     total = chunks * words
     word = [[f"${c * words + w}" for w in range(words)] for c in range(chunks)]
     mask = [[f"${2 * total + c * words + w}" for w in range(words)] for c in range(chunks)]
     pointer = [f"${3 * total + w}" for w in range(words)]
-    limit, status = f"${3 * total + words}", f"${3 * total + 2 * words}"
+    limit, status, step = (f"${3 * total + at * words}" for at in (1, 2, 3))
     lines = [
         "{",
         ".reg .pred any, go, m, " + ", ".join(f"p{c}" for c in range(chunks)) + ";",
-        ".reg .b32 polls, u, " + ", ".join(f"t{c}, u{c}" for c in range(chunks)) + ";",
+        ".reg .b32 polls, u, v, " + ", ".join(f"t{c}" for c in range(chunks)) + ";",
         ".reg .b64 now, end;",
     ]
     lines += [f"mov.b32 ${i}, ${total + i};" for i in range(total)]
     lines += ["mov.b32 polls, 0;", "mov.b64 end, 0;", "TEST:"]
-    # A chain of tests for each chunk: the first ones run while the later chunks' words are on their way. With one test
-    # of all chains at their end LSTM bf16 H=768 takes 8 issue cycles more, and backwards 29.
+    # A chain of tests for each chunk: the first ones run while the later chunks' words are on their way. One look at
+    # all of them decides; which chunk misses words is asked of those that do alone. LSTM bf16 768 takes 1,148 issue
+    # cycles so, and 1,152 with a look at each chunk before the jump.
     for c in range(chunks):
-        lines += _unwritten(word[c], f"p{c}", f"t{c}", f"u{c}", numbers_in_word, pairs)
-    lines += ["mov.pred any, p0;"] + [f"or.pred any, any, p{c};" for c in range(1, chunks)]
-    lines += ["@!any bra DONE;"]
-    lines += _go_on_or_give_up(limit, status, [])
+        lines += _tested(word[c], f"t{c}", "u", numbers_in_word, pairs)
+    lines += ["mov.b32 u, t0;"] + [f"{_both(numbers_in_word, pairs)} u, u, t{c};" for c in range(1, chunks)]
+    lines += [*_found("u", "any", numbers_in_word, pairs), "@!any bra DONE;"]
+    for c in range(chunks):
+        lines += _found(f"t{c}", f"p{c}", numbers_in_word, pairs)
+    lines += _go_on_or_give_up(limit, status, step, members, [])
     # All loads before the next test. What is masked is zero from the first load on, and is never read.
     for c in range(chunks):
         for w in range(0, words, vector):
@@ -93,29 +99,40 @@ def poll(chunks, words, vector, chunk_bytes, numbers_in_word, pairs):
 
 
 @triton.constexpr_function
-def _unwritten(words, found, t, u, numbers_in_word, pairs):
-    """Sets the predicate `found` if one of the words holds the sentinel; t and u are registers to work in.
+def _tested(words, t, u, numbers_in_word, pairs):
+    """Sets t to what tells `_found` whether one of the words holds the sentinel; u is a register to work in.
 
     The sentinel is the largest unsigned number, so a maximum finds it, and nothing but it: on sm_90 one instruction for
     two words. A sum by FMA, which carries any NaN, is as short, but takes an exact test behind it that every failing
     poll goes through: for LSTM H=768 180 instructions a poll and not 81, on sm_80 548 issue cycles and not 289.
     """
+    if numbers_in_word == 1 or pairs:
+        largest = _both(numbers_in_word, pairs)
+        return [f"mov.b32 {t}, {words[0]};"] + [f"{largest} {t}, {t}, {word};" for word in words[1:]]
     # (~w - 0x10001) & w has the top bit of a half set where that half is all ones, for a borrow above it too (Mycroft).
-    if numbers_in_word == 1:
-        lines = [f"mov.b32 {t}, {words[0]};"] + [f"max.u32 {t}, {t}, {word};" for word in words[1:]]
-        return [*lines, f"setp.eq.u32 {found}, {t}, 0xFFFFFFFF;"]
-    if pairs:
-        lines = [f"mov.b32 {t}, {words[0]};"] + [f"max.u16x2 {t}, {t}, {word};" for word in words[1:]]
-        lines += [f"sub.u32 {u}, 0xFFFEFFFE, {t};", f"and.b32 {t}, {t}, {u};"]
-    else:
-        lines = [f"mov.b32 {t}, 0;"]
-        for word in words:
-            lines += [f"sub.u32 {u}, 0xFFFEFFFE, {word};", f"and.b32 {u}, {u}, {word};", f"or.b32 {t}, {t}, {u};"]
-    return [*lines, f"and.b32 {t}, {t}, 0x80008000;", f"setp.ne.u32 {found}, {t}, 0;"]
+    lines = [f"mov.b32 {t}, 0;"]
+    for word in words:
+        lines += [f"sub.u32 {u}, 0xFFFEFFFE, {word};", f"and.b32 {u}, {u}, {word};", f"or.b32 {t}, {t}, {u};"]
+    return lines
 
 
 @triton.constexpr_function
-def _go_on_or_give_up(limit, status, poison):
+def _both(numbers_in_word, pairs):
+    """The instruction that makes one of two results of `_tested`."""
+    return "max.u32" if numbers_in_word == 1 else "max.u16x2" if pairs else "or.b32"
+
+
+@triton.constexpr_function
+def _found(t, found, numbers_in_word, pairs):
+    """Sets the predicate `found` if t, of `_tested`, says that a word holds the sentinel; works in the register v."""
+    if numbers_in_word == 1:
+        return [f"setp.eq.u32 {found}, {t}, 0xFFFFFFFF;"]
+    lines = [f"sub.u32 v, 0xFFFEFFFE, {t};", f"and.b32 v, {t}, v;"] if pairs else [f"mov.b32 v, {t};"]
+    return [*lines, "and.b32 v, v, 0x80008000;", f"setp.ne.u32 {found}, v, 0;"]
+
+
+@triton.constexpr_function
+def _go_on_or_give_up(limit, status, step, members, poison):
     """After a test that failed: falls through to the next poll, or jumps to DONE with `poison` done.
 
     The limit, in 1,024 ns, is counted from the first look at the clock: a wait that ends soon never reads it.
@@ -140,7 +157,13 @@ def _go_on_or_give_up(limit, status, poison):
         "CLOCK:",
         "setp.lt.u64 go, now, end;",
         "@go bra AGAIN;",
-        "mov.b32 u, 1;",
+        "mov.u32 u, %ctaid.x;",
+        f"div.u32 u, u, {members};",
+        f"min.u32 u, u, {LAST_TEAM};",
+        "add.u32 u, u, 1;",
+        f"shl.b32 u, u, {STEP_BITS};",
+        f"min.u32 polls, {step}, {(1 << STEP_BITS) - 1};",
+        "or.b32 u, u, polls;",
         f"st.relaxed.sys.global.b32 [{status}], u;",
         "GIVEUP:",
         *poison,
@@ -151,26 +174,36 @@ def _go_on_or_give_up(limit, status, poison):
 
 @triton.constexpr_function
 def parts_constraints(parts, words):
-    """Of `parts_poll`: out the words of all parts; in the words, their pointers, the round's bit, limit, status."""
+    """Of `parts_poll`: out the words of all parts; in the words, their pointers, the round's bit, limit, status,
+    step."""
     total = parts * words
-    return ",".join(["=&r"] * total + ["r"] * total + ["l"] * total + ["r"] * (2 * words) + ["l"] * words)
+    given = ["r"] * total + ["l"] * total + ["r"] * (2 * words) + ["l"] * words + ["r"] * words
+    return ",".join(["=&r"] * total + given)
 
 
 @triton.constexpr_function
-def parts_poll(parts, words):
+def parts_poll(parts, words, members):
     """As `poll` for partial sums (see `split_k`): a word is written once its lowest bit is the round's. One pointer a
     word; where the limit is over, all of them are NaN."""
     total = parts * words
-    round_bit, limit, status = f"${3 * total}", f"${3 * total + words}", f"${3 * total + 2 * words}"
+    round_bit, limit, status, step = (f"${3 * total + at * words}" for at in range(4))
     lines = ["{", ".reg .pred go, stale;", ".reg .b32 polls, u, t;", ".reg .b64 now, end;"]
     lines += [f"mov.b32 ${i}, ${total + i};" for i in range(total)]
     lines += ["mov.b32 polls, 0;", "mov.b64 end, 0;", "TEST:", "mov.b32 t, 0;"]
     for i in range(total):
         lines += [f"xor.b32 u, ${i}, {round_bit};", "or.b32 t, t, u;"]
     lines += ["and.b32 t, t, 1;", "setp.ne.u32 stale, t, 0;", "@!stale bra DONE;"]
-    lines += _go_on_or_give_up(limit, status, [f"mov.b32 ${i}, 0x7FFFFFFF;" for i in range(total)])
+    lines += _go_on_or_give_up(limit, status, step, members, [f"mov.b32 ${i}, 0x7FFFFFFF;" for i in range(total)])
     lines += [f"ld.relaxed.gpu.global.b32 ${i}, [${2 * total + i}];" for i in range(total)]
     return "\n".join([*lines, "bra TEST;", "DONE:", "}"])
+
+
+@triton.constexpr_function
+def read_once():
+    """PTX that loads 32 bits at $1 into $0 where $2 is not 0, else 0: .cs is evict-first in L1 and L2, as `tl.load`'s
+    policy is, which needs a descriptor made for every load. LSTM bf16 768 B=16, sm_90: 19 issue cycles a step."""
+    lines = ["{", ".reg .pred m;", "setp.ne.u32 m, $2, 0;", "mov.b32 $0, 0;", "@m ld.global.cs.b32 $0, [$1];", "}"]
+    return "\n".join(lines)
 
 
 @triton.constexpr_function

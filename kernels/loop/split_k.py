@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..compiled_for import compiled_for
 from .exchange import any_of, arrive, goes_on, load_from_l2, unless_stalled, wait_for
 from .spin import parts_constraints, parts_poll, same_types, words_of_thread
 
@@ -24,11 +25,24 @@ from .spin import parts_constraints, parts_poll, same_types, words_of_thread
 @triton.jit
 def columns_of_part(end, part, LOOP: tl.constexpr):
     """How many of the columns up to `end` lie before the end of a part, counted from its first; negative: none do."""
-    if LOOP.HIDDEN % 16 == 0:
+    if LOOP.HEAD % 16 == 0:
         # In sixteens the compiler knows the remainder, and loads whole vectors under the mask.
         return tl.minimum(end // 16 - part * (LOOP.PART // 16), LOOP.PART // 16) * 16
     else:
         return tl.minimum(end - part * LOOP.PART, LOOP.PART)
+
+
+@triton.jit
+def _publish_parts(where, words):
+    """Store a tile of words, on NVIDIA by strong stores: after weak ones a poll may fall back to what its slot held two
+    rounds before or at launch, which has the round's bit again (proved in tests/test_memory_model.py)."""
+    if compiled_for() == "cuda":
+        # From the accumulator's own layout, whose eight neighbouring lanes fill a sector: no change of layout.
+        tl.inline_asm_elementwise(
+            "st.relaxed.gpu.global.b32 [$2], $1; mov.b32 $0, 0;", "=r,r,l", [words, where], tl.int32, False, 1
+        )
+    else:
+        tl.store(where, words)
 
 
 @triton.jit
@@ -38,6 +52,7 @@ def sum_of_parts(
     turn,  # how many products were exchanged before
     expected,  # arrivals to wait for ("barrier")
     limit,
+    step,  # for the report of a stall: see `Sent`
     team,  # its `partial` is the block's: [2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones at launch
     LOOP: tl.constexpr,
 ):
@@ -56,19 +71,16 @@ def sum_of_parts(
     tiles = ()
     if LOOP.EXCHANGE == "spin":
         OWN: tl.constexpr = words_of_thread(BLOCK_H, BLOCK_B, LOOP.NUM_WARPS)
-        # From the accumulator's own layout, whose eight neighbouring lanes fill a sector: no change of layout.
-        tl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b32 [$2], $1; mov.b32 $0, 0;", "=r,r,l", [words, where], tl.int32, False, 1
-        )
+        _publish_parts(where, words)
         pointers = ()
         for other in tl.static_range(SPLIT_K):
             pointers = pointers + (own + other * PART,)
-            tiles = tiles + (load_from_l2(own + other * PART, None),)
+            tiles = tiles + (load_from_l2(own + other * PART, None, None),)
         zeros = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
         tiles = tl.inline_asm_elementwise(
-            parts_poll(SPLIT_K, OWN),
+            parts_poll(SPLIT_K, OWN, LOOP.MEMBERS),
             parts_constraints(SPLIT_K, OWN),
-            tiles + pointers + (zeros + round_bit, zeros + limit, team.status + zeros),
+            tiles + pointers + (zeros + round_bit, zeros + limit, team.status + zeros, zeros + step),
             dtype=same_types(tl.int32, SPLIT_K),
             is_pure=False,
             pack=OWN,
@@ -79,9 +91,9 @@ def sum_of_parts(
         arrive(team)
         missing = wait_for(team, expected, True, limit)
         for other in tl.static_range(SPLIT_K):
-            tiles = tiles + (load_from_l2(own + other * PART, None),)
+            tiles = tiles + (load_from_l2(own + other * PART, None, None),)
     else:
-        tl.store(where, words)
+        _publish_parts(where, words)
         for _ in tl.static_range(SPLIT_K):
             tiles = tiles + (tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32),)
         missing = limit >= 0
@@ -92,7 +104,7 @@ def sum_of_parts(
             stale = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
             tiles = ()
             for other in tl.static_range(SPLIT_K):
-                tiles = tiles + (load_from_l2(own + other * PART, None),)
+                tiles = tiles + (load_from_l2(own + other * PART, None, None),)
                 stale = stale | (tiles[other] ^ round_bit)
             missing = any_of((stale & 1) != 0) != 0
             polls += 1
@@ -103,4 +115,4 @@ def sum_of_parts(
     if LOOP.EXCHANGE == "spin":
         return sums, limit
     else:
-        return unless_stalled(sums, missing, limit, team)
+        return unless_stalled(sums, missing, limit, step, team, LOOP)

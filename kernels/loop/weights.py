@@ -47,8 +47,8 @@ def _add_chunk(chunks, rests, chunk, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_weights(
-    w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
-    unit0,  # first hidden unit of this program
+    w_ptr,  # [GATES * HIDDEN, HEAD], contiguous
+    me,
     FIRST: tl.constexpr,
     COUNT: tl.constexpr,
     LOOP: tl.constexpr,  # of this product (see `parts.loop_of_product`)
@@ -59,65 +59,68 @@ def load_weights(
     "tf32x3": the high part of every chunk, then the rest of every chunk.
     """
     CHUNKS: tl.constexpr = LOOP.CHUNKS
-    HIDDEN: tl.constexpr = LOOP.HIDDEN
+    HEAD: tl.constexpr = LOOP.HEAD
     PRECISION: tl.constexpr = LOOP.PRECISION
     GATES: tl.constexpr = triton.next_power_of_2(COUNT)
-    columns = HIDDEN
+    columns = HEAD
     if LOOP.PARTS > 1:
         gate, unit, part = gates_units_and_parts(GATES, LOOP)
         w_ptr += part[:, None] * LOOP.PART
-        columns = tl.minimum(HIDDEN - part * LOOP.PART, LOOP.PART)[:, None]
+        columns = tl.minimum(HEAD - part * LOOP.PART, LOOP.PART)[:, None]
     else:
         gate, unit = gates_and_units(GATES * LOOP.BLOCK_H, LOOP)
-    unit = unit0 + unit
-    row = (FIRST + gate) * HIDDEN + unit
-    row_ok = (gate < COUNT) & (unit < HIDDEN)
+    unit = me.number * LOOP.BLOCK_H + unit
+    row = (FIRST + gate) * LOOP.HIDDEN + me.head * HEAD + unit
+    row_ok = (gate < COUNT) & (unit < HEAD)
     chunks = ()
     rests = ()
     for chunk in tl.static_range(CHUNKS):
         k = chunk * LOOP.BLOCK_K + tl.arange(0, LOOP.BLOCK_K)
         mask = row_ok[:, None] & (k[None, :] < columns)
-        tile = tl.load(w_ptr + row[:, None] * HIDDEN + k[None, :], mask=mask, other=0.0)
+        tile = tl.load(w_ptr + row[:, None] * HEAD + k[None, :], mask=mask, other=0.0)
         chunks, rests = _add_chunk(chunks, rests, tile, PRECISION)
     return chunks + rests
 
 
 @triton.jit
 def load_weights_transposed(
-    w_ptr,  # [GATES * HIDDEN, HIDDEN], contiguous
-    unit0,  # first column of the tile
-    part,  # which PART rows of W_hh
+    w_ptr,  # [GATES * HIDDEN, HEAD], contiguous
+    me,
+    part,  # which PART rows of the head's W_hh
     CELL: tl.constexpr,
     LOOP: tl.constexpr,
 ):
     """SPLIT_K * BLOCK_H columns of W_hh, their part of all gates' rows, transposed for W^T da: tiles [.., BLOCK_K]."""
     CHUNKS: tl.constexpr = LOOP.CHUNKS
-    HIDDEN: tl.constexpr = LOOP.HIDDEN
+    HEAD: tl.constexpr = LOOP.HEAD
     PRECISION: tl.constexpr = LOOP.PRECISION
-    unit = unit0 + tl.arange(0, LOOP.SPLIT_K * LOOP.BLOCK_H)
+    unit = (me.number - part) * LOOP.BLOCK_H + tl.arange(0, LOOP.SPLIT_K * LOOP.BLOCK_H)
     chunks = ()
     rests = ()
     for chunk in tl.static_range(CHUNKS):
         k = chunk * LOOP.BLOCK_K + tl.arange(0, LOOP.BLOCK_K)
         row = part * LOOP.PART + k
-        mask = (unit < HIDDEN)[:, None] & ((k < LOOP.PART) & (row < CELL.gates * HIDDEN))[None, :]
-        tile = tl.load(w_ptr + row[None, :] * HIDDEN + unit[:, None], mask=mask, other=0.0)
+        mask = (unit < HEAD)[:, None] & ((k < LOOP.PART) & (row < CELL.gates * HEAD))[None, :]
+        if LOOP.HEADS > 1:
+            row = row // HEAD * LOOP.HIDDEN + me.head * HEAD + row % HEAD
+        tile = tl.load(w_ptr + row[None, :] * HEAD + unit[:, None], mask=mask, other=0.0)
         chunks, rests = _add_chunk(chunks, rests, tile, PRECISION)
     return chunks + rests
 
 
 @triton.jit
-def load_gate_blocks(w_ptr, CELL: tl.constexpr, LOOP: tl.constexpr):
-    """All of W_hh transposed, for one program: a tile [BLOCK_H, BLOCK_H] per gate, unit of h by unit of the gate."""
+def load_gate_blocks(w_ptr, me, CELL: tl.constexpr, LOOP: tl.constexpr):
+    """All of a head's W_hh transposed, for one program: a tile [BLOCK_H, BLOCK_H] per gate, unit of h by unit of the
+    gate."""
     GATES: tl.constexpr = CELL.gates
-    HIDDEN: tl.constexpr = LOOP.HIDDEN
+    HEAD: tl.constexpr = LOOP.HEAD
     PRECISION: tl.constexpr = LOOP.PRECISION
     unit = tl.arange(0, LOOP.BLOCK_H)
-    mask = (unit < HIDDEN)[:, None] & (unit < HIDDEN)[None, :]
+    mask = (unit < HEAD)[:, None] & (unit < HEAD)[None, :]
     blocks = ()
     rests = ()
     for gate in tl.static_range(GATES):
-        offsets = (gate * HIDDEN + unit[None, :]) * HIDDEN + unit[:, None]
+        offsets = (gate * LOOP.HIDDEN + me.head * HEAD + unit[None, :]) * HEAD + unit[:, None]
         tile = tl.load(w_ptr + offsets, mask=mask, other=0.0)
         blocks, rests = _add_chunk(blocks, rests, tile, PRECISION)
     return blocks + rests
