@@ -1,6 +1,7 @@
 """holdfast: recurrent layers whose weights stay on chip for the whole sequence."""
 
 from . import autotune
+from .autotune import first_use
 from .cells.backend import backend, current_backend
 from .cells.convert import convert, to_torch
 from .cells.custom import define_cell
@@ -35,6 +36,7 @@ __all__ = [
     "convert",
     "current_backend",
     "define_cell",
+    "first_use",
     "patch",
     "plot_gates",
     "to_torch",

@@ -268,7 +268,7 @@ def _call_of_torch(
     initial = tuple(x.new_zeros(rows) for _ in range(find_cell(problem.cell).states))
 
     def forward() -> list[torch.Tensor]:
-        with _float32_products(problem):
+        with float32_products(problem):
             y, final = module(x, initial if len(initial) > 1 else initial[0])
         return [y, *(final if isinstance(final, tuple) else (final,))]
 
@@ -286,7 +286,7 @@ def _call_of_torch(
     gradients = _gradients_of(results)
 
     def backward() -> Sequence[torch.Tensor]:
-        with _float32_products(problem):
+        with float32_products(problem):
             found = torch.autograd.grad(results, [*module.parameters()], gradients, retain_graph=True)
         each = len(found) // problem.directions
         return [diagonal_blocks(g, problem.num_heads) if i % each == 1 else g for i, g in enumerate(found)]
@@ -300,7 +300,7 @@ def _gradients_of(results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _float32_products(problem: Problem) -> Iterator[None]:
+def float32_products(problem: Problem) -> Iterator[None]:
     """What cuDNN may round float32 to, as the problem has it."""
     rnn: Any = torch.backends.cudnn.rnn  # type: ignore[attr-defined]
     before = rnn.fp32_precision
@@ -319,6 +319,8 @@ RESETS = 1 / 64
 
 DROPOUT, ZONEOUT = 0.25, 0.1
 
+CPU = torch.device("cpu")
+
 
 class Inputs(NamedTuple):
     x: torch.Tensor
@@ -326,12 +328,17 @@ class Inputs(NamedTuple):
     extras: Extras
 
 
-def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
+def inputs(
+    problem: Problem, length: int, device: torch.device, *, on: torch.device = CPU, resets: float = RESETS
+) -> Inputs:
     """x [T, B, INPUT_SIZE] (packed: [rows, INPUT_SIZE]), uniform weights and every feature that the problem names.
 
     Lengths are spread evenly over the upper half of [1, T], the longest first.
+
+    on:      where numbers are drawn: the same on every machine on a CPU, sooner on a GPU.
+    resets:  share of steps that begin anew.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(on).manual_seed(0)
     cell, hidden, batch, directions = (
         find_cell(problem.cell),
         problem.hidden_size,
@@ -341,11 +348,11 @@ def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
     bound = hidden**-0.5
 
     def uniform(*shape: int) -> torch.Tensor:
-        numbers = torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
+        numbers = draw(*shape).mul_(2 * bound).sub_(bound)
         return numbers.to(device, problem.dtype)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, device=on)
 
     rows = cell.gates * hidden
     weights = [
@@ -368,7 +375,7 @@ def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
     if "packed" in has:
         given["starts"] = counts.cumsum(0) - counts
     if "resets" in has:
-        given["resets"] = draw(length, batch) < RESETS
+        given["resets"] = draw(length, batch) < resets
     if "reset_state" in has:
         given["reset_state"] = tuple(draw(directions, batch, hidden) - 0.5 for _ in range(cell.states))
     if "recurrent_dropout" in has:
@@ -376,7 +383,7 @@ def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
     if "zoneout" in has:
         shape = (*steps_and_rows, directions * hidden)
         given["zoneout"] = tuple((draw(*shape) < ZONEOUT).to(torch.uint8) for _ in range(cell.states))
-    x = torch.randn(*steps_and_rows, INPUT_SIZE, generator=generator).to(device, problem.dtype)
+    x = torch.randn(*steps_and_rows, INPUT_SIZE, generator=generator, device=on).to(device, problem.dtype)
     extras = Extras(**{name: _to(value, device, problem.dtype) for name, value in given.items()})
     return Inputs(x, weights, extras)
 

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
-from ..kernels.resources import NotResidentError
+from ..kernels.refused import RefusedError
 from .call.checks import (
     Lengths,
     check_bool,
@@ -258,7 +258,7 @@ class RecurrentBase(nn.RNNBase, Interop):
             return self._run(call, decision)
         try:
             return self._run(call, decision)
-        except NotResidentError as error:
+        except RefusedError as error:
             return self._run(call, after_refusal(type(self).__name__, call, error))
 
     def _run(self, call: Call, decision: Decision) -> tuple[Any, ...]:

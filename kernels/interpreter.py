@@ -17,6 +17,7 @@ It also repairs what Triton's interpreter gets wrong on bfloat16: the dot (it mu
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -58,6 +59,8 @@ class Interpreter:
     Whatever a launch raises says which seed and scheduler replay it.
     """
 
+    arch: tuple[str, int | str] = ("interpreter", 0)
+
     def __init__(
         self,
         seed: int = 0,
@@ -92,7 +95,7 @@ class Interpreter:
         """How to get this schedule again."""
         return f"interpret(seed={self.seed}, scheduler={self.scheduler!r})"
 
-    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None:
+    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object], **options: object) -> None:
         from .schedule import Coroutines, DeadlockError  # needs greenlet, which a machine with a GPU may lack
 
         team: Any = arguments.get("team")
@@ -101,6 +104,7 @@ class Interpreter:
             raise RuntimeError(TOO_LARGE)
         seed = self.seed + self.launches
         self.launches += 1
+        launch = self.launches
         scheduler = SCHEDULERS[self.scheduler](random.Random(seed))
         coroutines = Coroutines(scheduler, raise_on_deadlock=self.raise_on_deadlock, most_turns=self.most_turns)
         memory = Memory(
@@ -125,7 +129,7 @@ class Interpreter:
             try:
                 coroutines.run([(index, body) for index in range(grid)], self.turns, self.late)
             except (RaceError, OutOfBoundsError, DeadlockError) as error:
-                raise type(error)(f"{error}; launch {self.launches} of {self.replay}") from error
+                raise type(error)(f"{error}; launch {launch} of {self.replay}") from error
             finally:
                 self.trace += coroutines.trace
 
@@ -148,9 +152,20 @@ def _rewritten(function: triton.JITFunction) -> Callable[..., Any]:
     return _rewrites[function.fn]
 
 
+_language = threading.RLock()
+"""There is one triton.language in a process: launches of several threads run one after the other, and what another
+thread compiles meanwhile would fail."""
+
+
 @contextmanager
 def _interpreted_language(builder: _Builder) -> Iterator[None]:
     """triton.language evaluates eagerly, on `builder`, and jitted functions can be called."""
+    with _language, _patched_language(builder):
+        yield
+
+
+@contextmanager
+def _patched_language(builder: _Builder) -> Iterator[None]:
     original_class, original_state = base.interpreter_builder.__class__, dict(base.interpreter_builder.__dict__)
     scope = base._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     # Triton 3.6.0 converts a one-element array with int(), which NumPy 2.4 refuses.

@@ -6,11 +6,14 @@ import itertools
 import random
 
 import numpy as np
+import ptx_blocks
 import pytest
 from ptx_blocks import M32, Thread, bits_of, float_of, run_warp, to_16_bits
 
 from holdfast.kernels.loop.interleave import trade
 from holdfast.kernels.loop.spin import CLOCK_POLLS, parts_poll, poll, publish_number, publish_word
+from holdfast.kernels.ptx.instructions import LANEWISE
+from holdfast.kernels.ptx.operation import operation
 from holdfast.kernels.stall import describe_stall
 
 CHUNKS, WORDS, CHUNK_BYTES, STATUS = 3, 8, 512, 1 << 20
@@ -105,7 +108,7 @@ def test_a_wait_ends_at_its_limit(wait):
     assert describe_stall(TEAM_2_STEP_5).startswith("Team 2 gave up after 5 steps")
     assert words == first, "the sentinel stays, a NaN"
     # The clock is counted from the first look on, and looked at every so many polls.
-    waited = thread.registers["%globaltimer"]
+    waited = thread.waited
     assert LIMIT * 1024 <= waited <= LIMIT * 1024 + 2 * CLOCK_POLLS * 2000
 
 
@@ -121,7 +124,7 @@ def test_who_has_given_up_stops_the_others(wait):
     thread, words, first = wait.run(wait.written | {place: M32}, status=1)
     assert words == first
     assert not thread.stores
-    assert thread.registers["%globaltimer"] <= 100 * CLOCK_POLLS
+    assert thread.waited <= 100 * CLOCK_POLLS
 
 
 def test_nobody_waits_without_a_limit(wait):
@@ -187,7 +190,9 @@ def test_publishing_stores_whole_words_and_never_the_sentinel(dtype, pairs):
 @pytest.mark.parametrize("pairs", [True, False])
 def test_publishing_would_rewrite_a_sentinel_that_a_conversion_made(pairs, monkeypatch):
     """PTX's cvt makes every NaN 0x7FFF; should a target keep the payload, another NaN goes out."""
-    monkeypatch.setattr("ptx_blocks.to_16_bits", lambda bits, kind: bits & 0xFFFF)
+    keep = operation(lambda high, low: high << np.uint32(16) | low & np.uint32(0xFFFF), ["b32", "b32"])
+    monkeypatch.setitem(LANEWISE, "cvt.rn.bf16x2.f32", keep)
+    monkeypatch.setattr("ptx_blocks._kernel_of", ptx_blocks._kernel_of.__wrapped__)
     for low, high in itertools.product((0xFFFF, 0xFFFE, 0x1234), repeat=2):
         thread = Thread([0, low, high, 64, 1])
         thread.run(publish_word("bf16", pairs))
@@ -224,7 +229,7 @@ def test_the_trade_gives_each_thread_all_gates_of_two_units():
         threads = [Thread([0] * 8 + [int(label[at]) for at in places[lane]], lane=lane) for lane in range(32)]
         run_warp(trade(), threads)
         for lane, register in itertools.product(range(32), range(8)):
-            found[places[lane][register]] = threads[lane].registers[f"${register}"]
+            found[places[lane][register]] = threads[lane].operands[register]
     # As `split_interleaved`.
     parts = found.reshape(units // 4, 2, 2, 2, 2, 2, rows // 4, 2).transpose(7, 0, 2, 3, 4, 6, 5, 1)
     parts = parts.reshape(units, rows, 2, 2)

@@ -19,10 +19,7 @@ from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.packed_rows import PackedRows
 from ...kernels.problem import Problem
-from ..method.judge import Errors, compare_all
-
-FLOAT32_AS_TF32 = 2.0**-22
-"""Relative error of three TF32 products in place of one of float32; torch's own may be zero on a few numbers."""
+from ...kernels.tolerance import FLOAT32_AS_TF32, Errors, compare_all
 
 
 def small_config(regime: str, hidden_size: int) -> Config:

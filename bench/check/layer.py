@@ -16,7 +16,7 @@ from ...kernels.heads import block_diagonal, diagonal_blocks
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_layer
 from ...kernels.problem import Precision, Problem
-from ..method.judge import Errors, compare_all, relative_error, worst
+from ...kernels.tolerance import Errors, compare_all, relative_error, worst
 from ..method.plain_layer import PlainLayer
 from .features import small_config
 

@@ -1,13 +1,13 @@
 """Are the kernels right? Each cell, regime, dtype and odd shape, and random calls with the features of the loop.
 
-On a GPU the kernels are compiled; without one they run in the concurrent interpreter.
+On a GPU the kernels are compiled; without one they run in the concurrent interpreter, or compiled in the PTX executor.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import pandas as pd
 import torch
@@ -18,7 +18,8 @@ from rich.text import Text
 from ...kernels import interpreter
 from ...kernels.cell_spec import CELLS
 from ...kernels.kept import Keep
-from ..method.judge import Errors, worst
+from ...kernels.ptx.executor import compiled
+from ...kernels.tolerance import Errors, worst
 from ..output.tables import print_table
 from .features import draw_call, errors_of
 from .layer import Case, check_case, check_gradients
@@ -48,6 +49,7 @@ def cases(quick: bool, cells: Iterable[str] | None = None) -> Iterator[Case]:
 def run_checks(
     *,
     interpret: bool | None = None,
+    target: str | None = None,
     seed: int = 0,
     quick: bool = False,
     cells: Sequence[str] | None = None,
@@ -57,17 +59,24 @@ def run_checks(
     """Check the kernels; one row a case and phase, column "ok" says whether it is within tolerance.
 
     interpret:  run in the concurrent interpreter on the CPU; None where there is no GPU.
-    seed:       of the numbers and of the interpreter's schedule.
+    target:     "sm_80" or "sm_90": run the code compiled for it in the PTX executor on the CPU.
+    seed:       of the numbers and of the schedule on a CPU.
     cells:      their names; None for all that are known.
     """
-    on_cpu = not torch.cuda.is_available() if interpret is None else interpret
+    on_cpu = target is not None or (not torch.cuda.is_available() if interpret is None else interpret)
+
+    def running(seed: int) -> AbstractContextManager[object]:
+        if target is not None:
+            return compiled(target, seed=seed)
+        return interpreter.interpret(seed) if on_cpu else nullcontext()
+
     device = torch.device("cpu" if on_cpu else "cuda")
     chosen = list(cases(quick, cells)) if only is None else list(only)
     rows = []
     for index, case in enumerate(track(chosen, "checking the kernels", disable=not progress, transient=True)):
         # Gradients in float32 and the full check in every dtype; relu without a bias has kinks in reach of rounding.
         backward = (not quick or case.dtype == torch.float32) and (case.cell != "rnn_relu" or case.bias)
-        with interpreter.interpret(seed + index) if on_cpu else nullcontext():
+        with running(seed + index):
             found = {"forward": check_case(case, device, seed + index)}
             if backward:
                 found["backward"] = check_gradients(case, device, seed + index, KEEP[index % 2])
@@ -76,7 +85,7 @@ def run_checks(
         drawn = list(itertools.product(CELLS if cells is None else cells, REGIMES, range(DRAWS)))
         title = "checking lengths, resets, dropout and zoneout"
         for index, (cell, regime, _) in enumerate(track(drawn, title, disable=not progress, transient=True)):
-            with interpreter.interpret(seed + index) if on_cpu else nullcontext():
+            with running(seed + index):
                 rows += check_features(cell, regime, device, seed + index, KEEP[index % 2])
     return pd.DataFrame(rows)
 
@@ -112,10 +121,11 @@ def _numbers(errors: Errors) -> dict[str, object]:
     }
 
 
-def print_checks(table: pd.DataFrame, console: Console | None = None) -> None:
-    """The worst case of each cell, regime, phase and dtype beside torch's own error."""
+def print_checks(table: pd.DataFrame, console: Console | None = None, target: str | None = None) -> None:
+    """The worst case of each cell, regime, phase and dtype beside torch's own error. target: as of `run_checks`."""
     console = console or Console()
     where = "interpreted on the CPU" if not torch.cuda.is_available() else "on the GPU"
+    where = where if target is None else f"compiled for {target}, run on the CPU"
     rows = []
     for (cell, regime, phase, dtype), group in table.groupby(["cell", "regime", "phase", "dtype"], sort=False):
         worst = group.loc[(group["error"] / group["tolerance"]).fillna(float("inf")).idxmax()]

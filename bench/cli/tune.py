@@ -67,7 +67,9 @@ class Cache:
     import_from: Annotated[
         Path | None, typer.Option("--import", help="Add the results of a folder that --export or --out wrote.")
     ] = None
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of the user's results.")] = False
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of the user's results, and what first uses of kernels found.")
+    ] = False
 
 
 @grouped
@@ -164,7 +166,10 @@ def _look_after(asked: Cache) -> None:
     from ...autotune.store import Store
     from ..output.tuning import print_store
 
-    cache = Store(user_cache())
+    try:
+        cache = Store(user_cache())
+    except ValueError as error:
+        fail(str(error), "Name a folder, or leave it out.")
     if asked.import_from is not None:
         if not asked.import_from.is_dir():
             fail(f"--import: {asked.import_from} is no folder", "Name one that --export or --out wrote.")
@@ -176,11 +181,17 @@ def _look_after(asked: Cache) -> None:
     if asked.show:
         print_store(cache)
     if asked.clear:
+        from ...autotune import tried
+
         typer.echo(f"{cache.clear()} entries removed from {cache.root}")
+        typer.echo(f"{tried.clear()} files about first uses of kernels removed")
 
 
 def _copy(source: Store, target: Store) -> None:
-    copied, broken = source.copy_to(target)
-    for error in broken:
-        typer.echo(f"left out: {error}")
+    try:
+        copied, broken = source.copy_to(target)
+    except (OSError, TimeoutError) as error:
+        fail(f"cannot write to {target.root}: {error}", "HOLDFAST_CACHE names another folder for results.")
+    for entry_error in broken:
+        typer.echo(f"left out: {entry_error}")
     typer.echo(f"{copied} entries copied from {source.root} to {target.root}")

@@ -124,7 +124,11 @@ def store_table(store: Store) -> pd.DataFrame:
         if isinstance(entry, EntryError):
             rows.append({"entry": path.stem, "note": str(entry).partition(": ")[2]})
             continue
-        keep = keeps(problem_of(entry.key))[0]
+        try:
+            keep = keeps(problem_of(entry.key))[0]
+        except KeyError:
+            rows.append({"entry": entry.key.name, "note": f"the cell {entry.key.cell!r} is not defined here"})
+            continue
         best = entry.best(keep)
         rows.append(
             {
