@@ -280,10 +280,10 @@ MUTATIONS = (
         "test_ptx_blocks.py::test_a_missing_half_is_waited_for_and_only_its_chunk_read_again",
     ),
     Mutation(
-        "PTX: a look at the clock",
+        "PTX: the word for the host",
         "loop.spin:_go_on_or_give_up",
-        '"setp.lt.u64 go, now, end;"',
-        '"setp.lt.u64 go, 0, 1;"',
+        'f"st.relaxed.sys.global.b32 [{status}], u;"',
+        '"mov.b32 u, u;"',
         "test_ptx_blocks.py::test_a_wait_ends_at_its_limit",
     ),
     Mutation(
