@@ -96,6 +96,12 @@ def refuse(error: RefusedError, device: torch.device) -> bool:
     return True
 
 
+def failed_here(problem: Problem, device: torch.device) -> bool:
+    """Whether a kernel of this problem has failed its first use on this device, in this process."""
+    reason = _refused.get(_place(problem, device)) if _refused else None
+    return reason is not None and reason.name == FailedFirstUseError.reason
+
+
 def limits_of(device: torch.device) -> DeviceLimits:
     """What the device has; in the interpreter an H100."""
     return H100 if interpreting() else _limits(device)

@@ -116,7 +116,13 @@ def one_step(
     b_ih, b_hh = (getattr(module, f"bias_{kind}_{suffix}") if module.bias else 0 for kind in ("ih", "hh"))
 
     def through_w_hh(h: Tensor) -> Tensor:
-        return w_hh @ (h if dropout is None else h * dropout) + b_hh
+        h = h if dropout is None else h * dropout
+        heads, size = module.num_heads, w_hh.shape[1]
+        if module.proj_size:
+            return w_hh @ h + b_hh
+        # Row by row of W_hh the head that it belongs to, of H units in `heads` parts.
+        own = [row % module.hidden_size // size for row in range(w_hh.shape[0])] if heads > 1 else [0] * len(w_hh)
+        return (w_hh * torch.stack([h[head * size : (head + 1) * size] for head in own])).sum(1) + b_hh
 
     p = w_ih @ x + b_ih
     h = state[0]
@@ -213,6 +219,9 @@ def draw_case(seed: int, pick: random.Random | None = None) -> Case:
             options["reset_after"] = chance(0.5)
     if kind is holdfast.RNN:
         options["nonlinearity"] = pick.choice(["tanh", "relu"])
+
+    if hidden == 4 and not projected and chance(0.4):
+        options["num_heads"] = pick.choice([2, 4])
 
     form = pick.choice(["batch", "batch", "batch", "unbatched", "packed"])
     activations = {options.get("activation", "tanh"), options.get("recurrent_activation", "sigmoid")}

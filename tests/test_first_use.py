@@ -186,20 +186,37 @@ def test_in_the_interpreter_nothing_is_tried_unless_asked(trials):
     assert not trials
 
 
+FEATURES = {
+    "plain": ({}, {}),
+    "lengths, zoneout": ({"zoneout": 0.2}, {"lengths": [5, 1, 3]}),
+    "resets, dropout, heads": (
+        {"recurrent_dropout": 0.3, "num_heads": 2},
+        {"resets": torch.eye(5, 3, dtype=torch.bool)},
+    ),
+}
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("config", [None, TEAM, Config("cooperative", 16, 16, 32, exchange="barrier")], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cell", [holdfast.RNN, holdfast.GRU, holdfast.LSTM])
-@pytest.mark.parametrize("feature", ["", "lengths", "resets", "zoneout", "dropout"])
+@pytest.mark.parametrize("feature", FEATURES)
 def test_what_is_right_passes(always, cell, dtype, config, feature):
-    options = {"zoneout": {"zoneout": 0.2}, "dropout": {"recurrent_dropout": 0.3}}.get(feature, {})
+    options, given = FEATURES[feature]
     module, x = made(cell, bidirectional=True, **options)
     module, x = module.to(dtype), x.to(dtype)
-    given = {"lengths": {"lengths": [5, 1, 3]}, "resets": {"resets": torch.rand(5, 3) < 0.3}}.get(feature, {})
     with holdfast.backend("triton"), pinned(config):
         y, _ = module(x, **given)
         y.float().square().sum().backward()
     assert list(tried._settled.values()) == ["", ""]
+
+
+def test_a_cell_that_overflows_says_nothing_where_torchs_does(always):
+    module, x = made(holdfast.GRU, activation="exponential")
+    module, x = module.half(), x.half()
+    with torch.no_grad(), holdfast.backend("triton"):
+        module(x)
+    assert list(tried._settled.values()) == [""]
 
 
 # Kernels that are broken on purpose.
@@ -339,7 +356,7 @@ def test_a_cell_of_ones_own_is_compared_with_its_reference(always, gradients_of,
 
 
 def test_the_users_cache_remembers_what_was_right(as_on_a_gpu, monkeypatch, trials, cache):
-    module, x = made()
+    module, x = made(holdfast.RNN)
     assert "first use beside torch's op: to come" in str(module.explain(x))
     gradients(module, x)
     assert "first use beside torch's op: right on 2" in str(module.explain(x))
@@ -347,18 +364,20 @@ def test_the_users_cache_remembers_what_was_right(as_on_a_gpu, monkeypatch, tria
     process_begins(monkeypatch)
     gradients(module, x)
     assert trials == ["forward", "backward"]
-    assert len(list(cache.glob("first_use/nvidia-h100-80gb-hbm3/gru-*.json"))) == 2
-    with holdfast.first_use("always"):
+    assert len(list(cache.glob("first_use/nvidia-h100-80gb-hbm3/rnn_tanh-*.json"))) == 2
+    with torch.no_grad():
+        module(x)
+        with holdfast.first_use("always"):
+            process_begins(monkeypatch)
+            module(x)
+        assert len(trials) == 4
         process_begins(monkeypatch)
-        gradients(module, x)
-    assert len(trials) == 4
-    process_begins(monkeypatch)
-    monkeypatch.setattr(identity, "driver_version", lambda: "999.1")
-    gradients(module, x)
-    assert len(trials) == 6, "with another driver it is another kernel"
-    assert tried.clear() == 4
-    gradients(module, x)
-    assert len(trials) == 8
+        monkeypatch.setattr(identity, "driver_version", lambda: "999.1")
+        module(x)
+        assert len(trials) == 5, "with another driver it is another kernel"
+        assert tried.clear() == 3
+        module(x)
+        assert len(trials) == 6
 
 
 def test_the_users_cache_remembers_what_was_wrong(as_on_a_gpu, monkeypatch, trials):
@@ -380,7 +399,7 @@ def test_the_users_cache_remembers_what_was_wrong(as_on_a_gpu, monkeypatch, tria
         assert trials == ["forward"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "digest": "0"}', "\0\xff" * 9])
+@pytest.mark.parametrize("text", ["", '{"schema": 1}', "\0\xff" * 9])
 def test_a_damaged_file_is_a_miss_with_a_warning(as_on_a_gpu, monkeypatch, trials, cache, text):
     module, x = made()
     with torch.no_grad():
@@ -438,9 +457,8 @@ def test_a_backward_pass_that_is_captured_untried_is_torchs(always, monkeypatch)
     assert module.explain(x).regime == "single_cta", "for later calls nothing is settled"
 
 
-@pytest.mark.parametrize("phase", ["forward", "backward"])
-def test_a_compiled_graph_stays_whole_and_right(always, monkeypatch, phase, trials):
-    break_launches(monkeypatch, wrong_tile, phase)
+def test_a_compiled_graph_stays_whole_and_right(always, monkeypatch, trials):
+    break_launches(monkeypatch, wrong_tile, "backward")
     module, x = made()
     run = torch.compile(lambda x: module(x)[0], backend="aot_eager", fullgraph=True)
     with pytest.warns(FirstUseWarning):
@@ -448,7 +466,18 @@ def test_a_compiled_graph_stays_whole_and_right(always, monkeypatch, phase, tria
     again = torch.autograd.grad(run(x).square().sum(), list(module.parameters()))
     assert_as_torchs(found, module, x)
     assert_as_torchs(again, module, x)
-    assert trials.count(phase) == 1
+    assert trials.count("backward") == 1
+    torch._dynamo.reset()
+
+
+def test_a_graph_whose_forward_pass_was_plain_goes_back_plainly(always, monkeypatch):
+    """Though the kernel backwards is right: what it would go on with is not there."""
+    break_launches(monkeypatch, lambda groups, count: flaky(groups, count) if count < 3 else None, "forward")
+    module, x = made()
+    run = torch.compile(lambda x: module(x)[0], backend="aot_eager", fullgraph=True)
+    with pytest.warns(FirstUseWarning):
+        y = run(x)
+    assert_as_torchs(torch.autograd.grad(y.square().sum(), list(module.parameters())), module, x)
     torch._dynamo.reset()
 
 

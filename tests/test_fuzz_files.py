@@ -26,7 +26,7 @@ from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import H100
 
-CASES = int(os.environ.get("FUZZ_CASES", 60))
+CASES = int(os.environ.get("FUZZ_CASES", 30))
 fuzzed = settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 CONFIG = Config("cooperative", 16, 16, 256)
@@ -198,7 +198,7 @@ def command_lines(draw):
     return line
 
 
-@settings(fuzzed, max_examples=max(20, CASES // 3))
+@settings(fuzzed, max_examples=max(12, CASES // 3))
 @given(command_lines())
 def test_a_command_ends_with_an_answer_or_a_message(tmp_path_factory, line):
     folder = tmp_path_factory.mktemp("line")

@@ -119,13 +119,8 @@ def test_every_environment_variable_is_known_and_documented():
     named = set()
     for path in SOURCES:
         named |= set(re.findall(r"\bHOLDFAST_[A-Z_]+", path.read_text(encoding="utf-8")))
-    assert named == {
-        "HOLDFAST_BACKEND",
-        "HOLDFAST_AUTOTUNE",
-        "HOLDFAST_FIRST_USE",
-        "HOLDFAST_CACHE",
-        "HOLDFAST_STALL_SECONDS",
-    }
+    names = ("BACKEND", "AUTOTUNE", "FIRST_USE", "CACHE", "STALL_SECONDS")
+    assert named == {f"HOLDFAST_{name}" for name in names}
     pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*/README.md"))
     pages += (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(name in pages for name in named)

@@ -19,8 +19,6 @@ from holdfast.autotune import store, tried
 from holdfast.autotune.identity import fingerprint, key_of
 from holdfast.autotune.pin import kernels_where_they_can
 from holdfast.autotune.tried import Outcome, Question, settle
-from holdfast.bench.method import fake_driver
-from holdfast.kernels import launch
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.problem import Problem
@@ -96,29 +94,6 @@ def test_threads_in_the_interpreter_compute_what_one_computes():
     expected = [interpreted(k) for k in range(AT_ONCE)]
     for found, right in zip(together(interpreted), expected, strict=True):
         assert found.equal(right)
-
-
-def test_threads_launch_on_one_driver_and_each_launch_arrives(monkeypatch):
-    if (why := fake_driver.missing()) or torch.cuda.is_available():
-        pytest.skip(why or "the tests marked gpu launch for real")
-    module, sizes = holdfast.LSTM(8, 16), (1, 3, 17, 33)
-    launches = []
-    handed = launch.Launcher._start
-
-    def noted(self, *arguments):
-        launches.append(self.problem.batch_size)
-        return handed(self, *arguments)
-
-    monkeypatch.setattr(launch.Launcher, "_start", noted)
-    with fake_driver.fake_gpu(), torch.no_grad():
-
-        def call(k):
-            with holdfast.backend("triton"):
-                return [module(torch.zeros(2, sizes[k], 8))[0].shape for _ in range(20)]
-
-        found = together(call)
-    assert found == [[(2, size, 16)] * 20 for size in sizes]
-    assert sorted(launches) == sorted(size for size in sizes for _ in range(20))
 
 
 def test_threads_that_need_one_kernel_try_it_once(monkeypatch, tmp_path):

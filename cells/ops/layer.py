@@ -140,15 +140,16 @@ def layer_backward(
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
     options, needs_dx, extras = told(arguments)
-    bits = told_wanted(arguments)
-    try:
-        return run_backward(x, weights, initial, y, residuals, dy, d_final, options, needs_dx, extras, bits)
-    except FailedFirstUseError as error:
-        _may_fall_back(error, x.device)
-        flags = (needs_dx, *flags_of(bits, len(weights) + len(initial) + len(extras.reset_state or ())))
-        found = plain_gradients(x, weights, initial, dy, d_final, options, extras, flags)
-        dx, *rest = found
-        return [*(g for g in rest if g is not None), *([dx] if dx is not None else [])]
+    bits, select = told_wanted(arguments), _select()
+    # The op's forward pass then kept nothing that a kernel could go on with.
+    if not select.failed_here(options.problem(x, weights, extras, "forward"), x.device):
+        try:
+            return run_backward(x, weights, initial, y, residuals, dy, d_final, options, needs_dx, extras, bits)
+        except FailedFirstUseError as error:
+            _may_fall_back(error, x.device)
+    flags = (needs_dx, *flags_of(bits, len(weights) + len(initial) + len(extras.reset_state or ())))
+    dx, *rest = plain_gradients(x, weights, initial, dy, d_final, options, extras, flags)
+    return [*(g for g in rest if g is not None), *([dx] if dx is not None else [])]
 
 
 def run_backward(

@@ -7,6 +7,7 @@ single row more, a few steps, and the hidden size, config, options and tensors t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,12 +18,14 @@ from torch import Tensor
 from ...autotune import select
 from ...autotune.measure import float32_products, inputs, torch_has
 from ...autotune.tried import Outcome, Question, settle
+from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.extras import Extras, is_one_number
 from ...kernels.gemm import LayerWeights, Wanted, in_precision
+from ...kernels.heads import block_diagonal
 from ...kernels.kept import Keep
 from ...kernels.layer import backward_layer, forward_layer
-from ...kernels.problem import Problem
+from ...kernels.problem import Problem, sizes_of
 from ...kernels.refused import RefusedError
 from ...kernels.stall import StalledError, raise_if_stalled
 from ...kernels.tolerance import FLOAT32_AS_TF32, compare_all
@@ -83,6 +86,8 @@ def try_once(
     Raises FailedFirstUseError where it is not to be used, NotTriedError where it cannot be tried now (see
     `autotune.tried`), StalledError of an earlier launch, and NotResidentError.
     """
+    if there.wanted is not None and not (there.dy or any(there.d_final)):
+        return  # no gradient comes in: there is nothing to compute
     question = Question(problem, config, keep, there.names)
     settle(question, device, select.limits_of(device), lambda: tried(problem, config, keep, options, there, device))
 
@@ -92,8 +97,7 @@ def tried(
 ) -> Outcome:
     """What comes of running it."""
     raise_if_stalled(device)
-    of = f"{problem.cell} {str(problem.dtype).removeprefix('torch.')} hidden_size={problem.hidden_size}"
-    of += f", {problem.phase}, {config}: "
+    of = f"{problem.cell} {str(problem.dtype).removeprefix('torch.')} {sizes_of(problem)}, {problem.phase}, {config}: "
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             trial = _Trial(problem, config, keep, options, there, device)
@@ -112,12 +116,20 @@ def tried(
 
 
 def _compared(of: str, trial: _Trial, found: dict[str, Tensor], again: dict[str, Tensor]) -> Outcome:
-    like = TF32 if trial.problem.precision == "tf32" else trial.problem.dtype
-    on_a_cpu = trial.device.type == "cpu"
-    exact = trial.plainly(torch.float64)
-    torchs = trial.by_torch(like) if on_a_cpu or like is not TF32 else trial.by_torch(torch.float32)
+    like, computed_in = trial.problem.dtype, trial.problem.dtype
+    if trial.problem.precision == "tf32":
+        like, computed_in = TF32, TF32 if trial.device.type == "cpu" else torch.float32
+    exact, torchs = trial.plainly(torch.float64), trial.by_torch(computed_in)
+    own: list[Tensor] = []
+    theirs: list[Tensor] = []
+    right: list[Tensor] = []
+    for name, ours in found.items():
+        # What overflows in torch's op may overflow in a kernel; a cell may grow without bounds.
+        says_nothing = ~(torchs[name].isfinite() & exact[name].isfinite())
+        each = (ours, torchs[name], exact[name])
+        for among, tensor in zip((own, theirs, right), each, strict=True):
+            among.append(tensor.masked_fill(says_nothing, 0))
     least = FLOAT32_AS_TF32 if like is torch.float32 else 0.0
-    own, theirs, right = ([one[name] for name in found] for one in (found, torchs, exact))
     errors = dict(zip(found, compare_all(own, theirs, right, like, least), strict=True))
     details = {
         name: {"error": e.ours, "torchs": e.torchs, "allowed": FACTOR * e.tolerance, "largest": _largest(exact[name])}
@@ -159,8 +171,16 @@ class _Trial:
             return torch.randn(shape, generator=generator, device=device).to(problem.dtype)
 
         rows = problem.directions, self.problem.batch_size, problem.hidden_size
-        n_states = len(plain_states(problem.cell))
-        self.initial = [randn(*rows) / 4 for _ in range(n_states)] if there.initial else []
+        self.initial: list[Tensor] = []
+        if there.initial or "reset_state" in problem.features:
+            # States that the cell makes itself: not any number is one, an sLSTM divides by its third.
+            steps = randn(2, self.problem.batch_size, self.x.shape[-1])
+            states = plain_layer(steps, self.flat, (), self.options, torch.float32, Extras())[1:]
+            states = [state.to(problem.dtype) for state in states]
+            if there.initial:
+                self.initial = states
+            if self.extras.reset_state is not None:
+                self.extras = self.extras._replace(reset_state=[state.flip(1) for state in states])
         width = problem.directions * problem.hidden_size
         self.dy = randn(*self.x.shape[:-1], width) if there.dy else None
         self.d_final = [randn(*rows) if given else None for given in there.d_final]
@@ -241,12 +261,19 @@ class _Trial:
 
         def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor], extras: Extras) -> list[Tensor]:
             rows = self.problem.directions, self.problem.batch_size, self.problem.hidden_size
-            states = list(initial) or [x.new_zeros(rows) for _ in plain_states(self.problem.cell)]
+            states = list(initial) or [x.new_zeros(rows) for _ in range(find_cell(self.problem.cell).states)]
             hx = tuple(states) if len(states) > 1 else states[0]
             op, two = FUSED_OPS[self.problem.cell], self.problem.directions == 2
-            return list(op(x, hx, list(weights), self.there.bias, 1, 0.0, True, two, False))
+            each, heads = len(weights) // self.problem.directions, self.problem.num_heads
+            dense = [block_diagonal(w, heads) if index % each == 1 else w for index, w in enumerate(weights)]
+            with warnings.catch_warnings():  # cuDNN's, of weights that do not lie in one piece
+                warnings.simplefilter("ignore")
+                return list(op(x, hx, dense, self.there.bias, 1, 0.0, True, two, False))
 
-        return self._results(layer, dtype)
+        try:
+            return self._results(layer, dtype)
+        except RuntimeError:  # cuDNN has no such layer, or not in this dtype
+            return self.plainly(dtype)
 
     def _results(self, layer: Callable[..., list[Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
         def leaf(tensor: Tensor) -> Tensor:
@@ -269,12 +296,6 @@ class _Trial:
             found = torch.autograd.grad(of_used, leaves, theirs, allow_unused=True)
         gradients = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
         return dict(zip(self._names(), gradients, strict=True))
-
-
-def plain_states(cell: str) -> range:
-    from ..eager.reference import reference_of
-
-    return range(reference_of(cell).states)
 
 
 def _or_nones(found: Sequence[Tensor | None], given: Sequence[Tensor]) -> list[Tensor | None]:
