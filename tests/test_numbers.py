@@ -13,7 +13,6 @@ import triton.language as tl
 from holdfast.bench.check.layer import Case, Layer
 from holdfast.bench.check.run import REGIMES
 from holdfast.bench.method.floor import Exchange
-from holdfast.bench.method.judge import compare_all, relative_error, worst
 from holdfast.kernels import gemm
 from holdfast.kernels import layer as kernel_layer
 from holdfast.kernels.cell_spec import CELLS
@@ -24,6 +23,7 @@ from holdfast.kernels.loop.groups import Team
 from holdfast.kernels.loop.walk import this_member
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.stall import check_stalled
+from holdfast.kernels.tolerance import compare_all, relative_error, worst
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 EVERY = [(cell, regime) for cell in CELLS for regime in REGIMES]
