@@ -1,7 +1,7 @@
-"""Measure one candidate, in this process: its results against another config's, then its time.
+"""Measure one candidate, in this process: its results against another config's and against its own, then its time.
 
-From the question to the answer: `Job` -> `run` (`difference`, `time_call`) on `inputs` that are the same for every
-candidate -> `Result`. `processes` sends jobs to where a candidate that never ends can be killed.
+From the question to the answer: `Job` -> `run` (`difference`, `unsteady`, `time_call`) on `inputs` that are the same
+for every candidate -> `Result`. `processes` sends jobs to where a candidate that never ends can be killed.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Result:
     stopped:  given up early: it cannot win; the warm time is that of a few calls.
     right:    it ran with the reference's results; no time was asked for, or it ran in the interpreter.
     not run:  a rehearsal would take too long.
-    wrong:    its results are not the reference's; no time.
+    wrong:    its results are not the reference's, or not the same in every run; no time.
     failed:   it raised, or its process died.
     killed:   it took longer than it may, and its process was ended.
     """
@@ -97,6 +97,10 @@ class Result:
 
 COMPARED_STEPS = 8
 """Results are compared over a few steps: rounding grows with every further one, mistakes show at once."""
+
+RUNS, INTERPRETED_RUNS = 64, 2
+"""How often a candidate's few steps are run and compared with its own first results, bit for bit. A tile that is wrong
+in 11% of its runs, as a peer once shipped one, passes 64 of them with a chance of 0.06%."""
 
 
 def run(job: Job) -> Result:
@@ -126,6 +130,8 @@ def _run(job: Job) -> Result:
         few = layer._replace(length=min(COMPARED_STEPS, job.length))
         expected = _results(few._replace(config=job.reference))
         why = difference(_results(few), expected, job.problem)
+        if why is None and job.config is not None:  # cuDNN may sum in another order every time
+            why = unsteady(_call(few), RUNS if device.type == "cuda" else INTERPRETED_RUNS)
         if why:
             return Result("wrong", why)
         if device.type == "cpu":
@@ -133,13 +139,35 @@ def _run(job: Job) -> Result:
         if job.untimed:
             return Result("right")
         call = _call(layer)
-        call()
+        first = call()
         torch.cuda.synchronize(device)
         raise_if_stalled(device)
         warm = time_call(call, device, "warm", job.best_us)
         cold = None if warm.stopped else time_call(call, device, "cold")
         raise_if_stalled(device)
+        if job.config is not None and (why := changed(call(), first)):  # all steps, after all that was timed
+            return Result("wrong", f"after the timing, {why}")
     return Result("stopped" if warm.stopped else "timed", "", warm, cold)
+
+
+def unsteady(call: Callable[[], Sequence[torch.Tensor]], runs: int) -> str | None:
+    """In which of so many runs more the results are not the first one's, bit for bit; None where they always are."""
+    first = call()
+    for number in range(1, runs):
+        why = changed(call(), first)
+        if why:
+            return f"in run {number + 1} of {runs}, {why}"
+    return None
+
+
+def changed(found: Sequence[torch.Tensor], first: Sequence[torch.Tensor]) -> str | None:
+    """Which of one config's results are not those of its first run; None where all bits are."""
+    for index, (one, other) in enumerate(zip(found, first, strict=True)):
+        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+        a, b = one.contiguous().view(integer), other.contiguous().view(integer)
+        if not torch.equal(a, b):
+            return f"{int((a != b).sum())} numbers of result {index} are not those of the first run"
+    return None
 
 
 def _interpreted(device: torch.device) -> AbstractContextManager[object]:

@@ -51,6 +51,7 @@ class Thread:
     writes: Iterable[tuple[int, int, int]] = ()
     ns: int = 100
     lane: int = 0
+    program: int = 0
 
     def __post_init__(self) -> None:
         self.operands, self.writes = list(self.operands), list(self.writes)
@@ -82,6 +83,8 @@ def run_warp(text: str, threads: list[Thread]) -> None:
     _script(machine, first)
     program = machine.programs[0]
     program.now = first.now
+    if (slot := kernel.decoder.special.get("%ctaid.x")) is not None:
+        program.registers[slot][:] = first.program
     slots = {i: slot for slot, name in enumerate(kernel.code.names) if (i := _number(name)) is not None}
     lanes = np.zeros((1, 32), bool)
     for thread in threads:
@@ -119,7 +122,7 @@ def _script(machine: Machine, thread: Thread) -> None:
         thread.loads += addresses(offsets)
         for write in [write for write in thread.writes if write[0] <= thread.polls]:
             thread.writes.remove(write)  # type: ignore[attr-defined]
-            place = memory.locate(np.array([write[1]], np.uint64), 4)
+            place = memory.locate(np.array([write[1]]), 4)
             memory.l2.view(np.uint32)[place // 4] = write[2]
         return load(program, warps, offsets, size, strong)
 

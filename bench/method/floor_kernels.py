@@ -8,7 +8,7 @@ import triton.language as tl
 from ...kernels.loop.exchange import Sent, await_sent, numbers_in_word, publish, read_chunks, unless_stalled
 from ...kernels.loop.groups import Team
 from ...kernels.loop.product import load_weights_backwards
-from ...kernels.loop.split_k import columns_of_part, sum_of_parts
+from ...kernels.loop.split_k import columns_of_part, scratch_of_block, sum_of_parts
 from ...kernels.loop.walk import by_heads, this_member
 from ...kernels.loop.weights import add_product, load_weights, total, zero_sums
 
@@ -41,7 +41,7 @@ def exchange_only(
     if LOOP.EXCHANGE == "barrier":
         arrivals += me.team * 32
     if SPLIT_K > 1:
-        partial += (me.team * LOOP.MEMBERS + me.number - part) * (2 * BLOCK_B * SPLIT_K * BLOCK_H)
+        partial = scratch_of_block(partial, me, BLOCK_H, LOOP)
     limit = team.spin_limit
     team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
@@ -61,18 +61,18 @@ def exchange_only(
             for _ in tl.static_range(COUNT):
                 tiles = tiles + (value,)
             publish(base + offsets, tiles, mask, team, COUNT, LOOP)
-            start = base + part * LOOP.PART
-            sent = Sent(base=start, row_offsets=rows, row_ok=row_ok, low=None, high=columns, kept=())
             turn = passed + step
+            start = base + part * LOOP.PART
+            sent = Sent(base=start, row_offsets=rows, row_ok=row_ok, low=None, high=columns, kept=(), step=step)
             _, missing = await_sent(sent, True, turn * ARRIVALS + LOOP.MEMBERS, limit, team, LOOP)
             if LOOP.EXCHANGE == "barrier":
                 read_chunks(sent, NUMBERS_IN_WORD, LOOP)
             # In place of the product: an equal share of what the next step publishes.
             following = (row % 4 + (step + 1) % 16).to(tl.float32) / SPLIT_K
             product = tl.zeros((SPLIT_K * BLOCK_H, BLOCK_B), dtype=tl.float32) + following[None, :]
-            value, limit = unless_stalled(product, missing, limit, team)
+            value, limit = unless_stalled(product, missing, limit, step, team, LOOP)
             if SPLIT_K > 1:
-                value, limit = sum_of_parts(value, part, turn, (turn + 1) * ARRIVALS, limit, team, LOOP)
+                value, limit = sum_of_parts(value, part, turn, (turn + 1) * ARRIVALS, limit, step, team, LOOP)
         passed += T
 
 
