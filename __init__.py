@@ -13,6 +13,7 @@ from .cells.plot import plot_gates
 from .cells.recurrent import Recurrent
 from .cells.report import conversion_report
 from .cells.rnn import RNN
+from .cells.slstm import SLSTM
 from .cells.stateful import Stateful
 from .cells.step import GRUCell, LSTMCell, RNNCell
 from .kernels.stall import StalledError, check_stalled
@@ -23,6 +24,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "GRUCell",
     "LSTMCell",
     "RNNCell",

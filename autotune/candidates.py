@@ -39,6 +39,12 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
             refusals.append(refused[1])
     if feasible:
         return min(feasible, key=lambda c: (_leaves_wgmma(problem, c), estimate(problem, c, limits).step_us))
+    if find_cell(problem.cell).normalised:
+        return Reason(
+            "normalised_in_one_program",
+            f"{problem.cell} takes means over all units of a head in every step, and {sizes_of(problem)} is more than "
+            f"one program of {limits.name} holds: their sums do not cross a team of programs yet",
+        )
     why = refusals[-1] if refusals else "no tiling of this size compiles without spilling registers"
     size = matrix_bytes(problem, limits)
     return Reason(
@@ -53,7 +59,7 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
 class Tiling:
     """Blocks of a cooperative program that compile without a spill for sums up to `max_k` long.
 
-    rows:       of its product with W_hh: gates * BLOCK_H, backwards SPLIT_K * BLOCK_H.
+    rows:       of its product with W_hh: gates * SPLIT_K * BLOCK_H, backwards SPLIT_K * BLOCK_H.
     columns:    BLOCK_B.
     block_k:    the largest chunk of W_hh.
     max_k:      most numbers that a row of the product sums up, padded to whole chunks.
@@ -61,7 +67,8 @@ class Tiling:
     on_wgmma:   True: only where the matrix unit reads W_hh from shared memory by itself (wgmma, tcgen05);
                 False: only where warps load it (mma.sync); None: anywhere.
     aligned:    only hidden sizes that are multiples of 16; the masks of others take registers that are not there.
-    shares:     backwards, for how many programs a gate's product is split: SPLIT_K is gates * shares.
+    shares:     for how many programs a product is split, backwards a gate's: SPLIT_K, backwards gates * shares.
+    beyond:     only heads of more units: a second exchange a step where no tiling without it fits.
     """
 
     rows: int
@@ -73,6 +80,7 @@ class Tiling:
     on_wgmma: bool | None = None
     aligned: bool = False
     shares: int = 1
+    beyond: int = 0
 
 
 # Found by compiling every cell at every max_k for sm_80, sm_90 and sm_100. 64 rows are one warp group's wgmma, 128 two:
@@ -106,7 +114,10 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
     ),
     ("forward", "tf32x3"): (
         Tiling(64, 16, 4, 128, 256, on_wgmma=True),
+        Tiling(64, 16, 4, 64, 320, on_wgmma=True, aligned=True, shares=2, beyond=256),
+        Tiling(64, 16, 4, 128, 384, "barrier", on_wgmma=True, aligned=True, shares=2, beyond=256),
         Tiling(64, 16, 8, 64, 256, on_wgmma=False),
+        Tiling(64, 16, 8, 64, 256, on_wgmma=False, aligned=True, shares=2, beyond=256),
     ),
     ("backward", "half"): _HALF,
     ("backward", "tf32"): (
@@ -121,7 +132,10 @@ TILINGS: dict[tuple[Phase, str], tuple[Tiling, ...]] = {
     ),
     ("backward", "tf32x3"): (
         Tiling(64, 16, 4, 64, 256, on_wgmma=True),
+        Tiling(64, 16, 4, 64, 320, on_wgmma=True, aligned=True, shares=2, beyond=256),
+        Tiling(64, 16, 4, 128, 384, "barrier", on_wgmma=True, aligned=True, shares=2, beyond=256),
         Tiling(64, 16, 8, 64, 256, on_wgmma=False),
+        Tiling(64, 16, 8, 64, 256, on_wgmma=False, aligned=True, shares=2, beyond=256),
     ),
     # AMD keeps W_hh in registers; 8 waves would halve them.
     ("forward", "amd"): (Tiling(64, 16, 4, 256, 1024),),
@@ -144,16 +158,19 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
     much = _keeps_much(problem)
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
-    if block <= 256 and (resident <= 512 or has_wgmma(limits)):
-        wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
+    if block <= 256 and (resident <= 512 or has_wgmma(limits)) and not _states_spill(problem, block, limits):
+        # A layer norm's tiles beside the gates': with 4 warps an LSTM of 64 spills 616 bytes backwards on sm_90, with 8
+        # none. On sm_80 it spills 568 in any case, 271 local accesses a step: beside plain steps still the faster one.
+        much_here = (much or find_cell(problem.cell).normalised) and limits.arch[0] == "cuda"
+        wide = resident > 512 or block == 256 or much_here
         yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
     for tiling in _tilings(problem, limits):
-        if tiling.aligned and problem.head_size % 16:
+        if problem.head_size <= tiling.beyond or (tiling.aligned and problem.head_size % 16):
             continue
         if find_cell(problem.cell).inner is not None and _two_products_spill(problem, tiling):
             continue
-        split = gates * tiling.shares if problem.phase == "backward" else 1
-        units = tiling.rows // max(gates, split)
+        split = tiling.shares * (gates if problem.phase == "backward" else 1)
+        units = tiling.rows // (gates * tiling.shares)
         for block_k in (256, 128, 64, 32):
             config = Config("cooperative", tiling.columns, units, block_k, tiling.num_warps, 1, tiling.exchange, split)
             if much and parts_of_sums(problem, config, limits.arch) == 1:
@@ -173,6 +190,13 @@ def _keeps_much(problem: Problem) -> bool:
     noise = {"recurrent_dropout", "zoneout"}
     large = problem.head_size > _LARGE and bool(problem.features)
     return large or find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
+
+
+def _states_spill(problem: Problem, block: int, limits: DeviceLimits) -> bool:
+    """Whether one program has no registers for the states beside the features: an sLSTM of 64 with all of them, bf16,
+    sm_80, backwards, goes to local memory 6 to 12 times a step, 56 to 72 bytes."""
+    crowded = find_cell(problem.cell).states > 2 and bool(problem.features) and problem.phase == "backward"
+    return crowded and block >= 64 and limits.arch[0] == "cuda" and not has_wgmma(limits)
 
 
 def _two_products_spill(problem: Problem, tiling: Tiling) -> bool:
@@ -229,9 +253,8 @@ def _product(problem: Problem, space: Space) -> Iterator[Config]:
     if block <= LARGEST_SINGLE_CTA:
         for rows, warps, stages in itertools.product(space.BLOCK_B, space.num_warps, space.num_stages):
             yield Config("single_cta", rows, block, block, warps, stages)
-    splits = space.SPLIT_K if problem.phase == "backward" else (1,)
     for values in itertools.product(
-        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, splits
+        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, space.SPLIT_K
     ):
         yield Config("cooperative", *values)
 

@@ -15,7 +15,7 @@ import triton
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import chunks, dot_precision, least_grid, loop_of, part_of_product, parts_of_sums
+from ..kernels.describe import chunks, dot_precision, least_grid, loop_of, part_of_product, parts_of_sums, split_k
 from ..kernels.loop.groups import Loop
 from ..kernels.loop.parts import loop_of_product
 from ..kernels.problem import Problem
@@ -57,17 +57,17 @@ def footprint(problem: Problem, config: Config, limits: DeviceLimits) -> Footpri
 
 def weight_rows(problem: Problem, config: Config) -> int:
     """Rows of the product with W_hh in one program: its units' gates, backwards the units of all who share it."""
+    split = split_k(problem, config)
     if problem.phase == "backward" and config.regime == "cooperative":
-        return config.SPLIT_K * config.BLOCK_H
-    return find_cell(problem.cell).padded_gates * config.BLOCK_H
+        return split * config.BLOCK_H
+    return split * find_cell(problem.cell).padded_gates * config.BLOCK_H
 
 
 def columns(problem: Problem, config: Config) -> int:
     """Numbers that one row of the product sums up in one program, padded to whole chunks."""
     if config.regime == "single_cta":
         return config.BLOCK_H
-    summed = part_of_product(problem, config) if problem.phase == "backward" else problem.head_size
-    return math.ceil(summed / config.BLOCK_K) * config.BLOCK_K
+    return math.ceil(part_of_product(problem, config) / config.BLOCK_K) * config.BLOCK_K
 
 
 def products(problem: Problem, config: Config, limits: DeviceLimits) -> tuple[Loop, ...]:
@@ -204,7 +204,7 @@ def fills_its_columns(problem: Problem, config: Config, limits: DeviceLimits) ->
     """Padding costs resident bytes, shared-memory reads and gathered words; up to a quarter may pay for itself."""
     if config.regime == "single_cta":
         return None
-    needed = part_of_product(problem, config) if problem.phase == "backward" else problem.head_size
+    needed = part_of_product(problem, config)
     least = max(32, math.ceil(needed / 32) * 32)
     padded = max(padded_sums(problem, config, limits))
     if padded > least and padded > 1.25 * needed:
@@ -219,10 +219,10 @@ def fills_its_units(problem: Problem, config: Config, limits: DeviceLimits) -> s
     return None
 
 
-def splits_backwards(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    """Forwards a program has its units' gates to sum up, and no part of a sum."""
-    if config.SPLIT_K > 1 and (problem.phase == "forward" or config.regime == "single_cta"):
-        return f"SPLIT_K={config.SPLIT_K} is for a team's loop backwards"
+def shares_products(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
+    """Elsewhere a program has its units' gates to sum up, and no part of a sum (see `describe.split_k`)."""
+    if split_k(problem, config) < config.SPLIT_K:
+        return f"SPLIT_K={config.SPLIT_K} is for a team's loop backwards, and forwards for float32 without TF32"
     return None
 
 
@@ -233,11 +233,25 @@ def reads_after_the_wait(problem: Problem, config: Config, limits: DeviceLimits)
     return None
 
 
-CONSTRAINTS: tuple[Constraint, ...] = (is_matrix_shape, fills_its_columns, fits_shared, fits_registers, is_co_resident)
+def normalises_alone(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
+    if config.regime == "cooperative" and find_cell(problem.cell).normalised:
+        return "the sums of a layer normalisation do not cross a team of several programs"
+    return None
+
+
+CONSTRAINTS: tuple[Constraint, ...] = (
+    normalises_alone,
+    is_matrix_shape,
+    fills_its_columns,
+    fits_shared,
+    fits_registers,
+    is_co_resident,
+)
 """What the heuristic's tilings must satisfy; they are known to compile."""
 
 TUNED_CONSTRAINTS: tuple[Constraint, ...] = (
-    splits_backwards,
+    normalises_alone,
+    shares_products,
     is_matrix_shape,
     reads_after_the_wait,
     fills_its_units,

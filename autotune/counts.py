@@ -111,11 +111,12 @@ def features_of(problem: Problem, config: Config, limits: DeviceLimits) -> Featu
     width = math.gcd(16, size * problem.head_size)
     split = split_k(problem, config)
     own = config.BLOCK_H * config.BLOCK_B / threads
+    gates_shared = find_cell(problem.cell).padded_gates if problem.phase == "forward" else 1
     lifted = dot_precision(problem, limits.arch[0]) == "tf32x3"
     return Features(
         one=1.0,
         loads=numbers * size / width / threads if cooperative else 0.0,
-        parts=split * own if split > 1 else 0.0,
+        parts=split * own * gates_shared if split > 1 else 0.0,
         products=matrix_instructions(problem, config, limits),
         chunks=float(chunks_in_turn(problem, config, limits)),
         units=own,

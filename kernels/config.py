@@ -20,7 +20,8 @@ class Config:
     BLOCK_H:     hidden units of one program (`single_cta`: all of them, padded to a power of two).
     BLOCK_K:     columns of W_hh in one resident chunk (`single_cta`: as BLOCK_H).
     exchange:    how programs of a team hand h_t to each other (`cooperative` only).
-    SPLIT_K:     programs that share one product backwards and sum up their parts (see `split_k`; forwards 1).
+    SPLIT_K:     programs that share one product and sum up their parts: backwards, and forwards of float32 without TF32
+                 (see `split_k`; other loops forwards take no notice of it).
     """
 
     regime: Literal["single_cta", "cooperative"]

@@ -88,8 +88,8 @@ def interleaves(problem: Problem, config: Config, arch: Arch) -> bool:
     warp. Triton 3.6.0 chooses the tiles' layouts along units and takes 6 to 10 barriers a step then, not 4."""
     if problem.phase == "backward" or exchange_of(problem, config, arch[0]) != "spin":
         return False
-    if parts_of_sums(problem, config, arch) > 1:
-        return False  # ordered by warps already (see `parts`)
+    if parts_of_sums(problem, config, arch) > 1 or split_k(problem, config) > 1:
+        return False  # ordered by warps already (see `parts`), or by programs
     is_m64n16 = (config.BLOCK_H, config.BLOCK_B, config.num_warps) == (16, 16, 4)
     return is_m64n16 and find_cell(problem.cell).padded_gates == 4 and arch == ("cuda", 90) and _TRITON >= (3, 7)
 
@@ -121,6 +121,8 @@ def parts_of_sums(problem: Problem, config: Config, arch: Arch) -> int:
     cell = find_cell(problem.cell)
     if cell.inner is None or problem.features or problem.phase == "backward" or config.regime == "single_cta":
         return 1
+    if split_k(problem, config) > 1:
+        return 1
     outer, inner = map(triton.next_power_of_2, (cell.outer_gates, cell.gates - cell.outer_gates))
     is_group = (cell.padded_gates * config.BLOCK_H, config.BLOCK_B, config.num_warps) == (64, 16, 4)
     grows = outer + inner > cell.padded_gates  # three gates beside one
@@ -140,16 +142,20 @@ def backend_options(platform: str) -> dict[str, Any]:
 
 
 def split_k(problem: Problem, config: Config) -> int:
-    """Programs that share one product: only the loop backwards splits it."""
-    return config.SPLIT_K if problem.phase == "backward" and config.regime == "cooperative" else 1
+    """Programs that share one product: backwards, and forwards of float32 without TF32, whose weights take twice the
+    memory. A program's share of all others fits unsplit, without a second exchange a step."""
+    shared = problem.phase == "backward" or (problem.dtype == torch.float32 and problem.precision != "tf32")
+    return config.SPLIT_K if shared and config.regime == "cooperative" else 1
 
 
 def part_of_product(problem: Problem, config: Config) -> int:
-    """Numbers that one row of a program's product sums up: forwards a head's units; backwards its part of all their
-    gates, a multiple of 16, so that da is read in whole vectors."""
-    if problem.phase == "forward":
+    """Numbers that one row of a program's product sums up: forwards a head's units, backwards all their gates, or a
+    part of them, a multiple of 16, so that they are read in whole vectors."""
+    split = split_k(problem, config)
+    if problem.phase == "forward" and split == 1:
         return problem.head_size
-    return math.ceil(find_cell(problem.cell).gates * problem.head_size / (16 * split_k(problem, config))) * 16
+    gates = find_cell(problem.cell).gates if problem.phase == "backward" else 1
+    return math.ceil(gates * problem.head_size / (16 * split)) * 16
 
 
 def chunks(problem: Problem, config: Config) -> int:
@@ -172,7 +178,8 @@ def team_size(problem: Problem, config: Config) -> int:
 def partial_shape(problem: Problem, config: Config, teams: int) -> tuple[int, ...]:
     """Of the memory in which parts of products are exchanged (see `split_k`)."""
     split = split_k(problem, config)
-    return teams, unit_blocks(problem, config), 2, split, config.BLOCK_B, split * config.BLOCK_H
+    gates = find_cell(problem.cell).padded_gates if problem.phase == "forward" else 1
+    return teams, unit_blocks(problem, config), 2, split, config.BLOCK_B, split * gates * config.BLOCK_H
 
 
 def batch_tiles(problem: Problem, config: Config) -> int:

@@ -17,7 +17,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
-from .cell_spec import CELLS
+from .cell_spec import CELLS, find_cell
 from .config import Config
 from .describe import (
     Arch,
@@ -94,6 +94,8 @@ class Launcher:
     def __init__(
         self, problem: Problem, config: Config, device: torch.device, substitute_arch: Arch | None = None
     ) -> None:
+        if config.regime == "cooperative" and find_cell(problem.cell).normalised:
+            raise ValueError(f"config of {problem.cell} should be of one program, which takes its means, got {config}")
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"

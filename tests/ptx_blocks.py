@@ -122,7 +122,7 @@ def _script(machine: Machine, thread: Thread) -> None:
         thread.loads += addresses(offsets)
         for write in [write for write in thread.writes if write[0] <= thread.polls]:
             thread.writes.remove(write)  # type: ignore[attr-defined]
-            place = memory.locate(np.array([write[1]], np.uint64), 4)
+            place = memory.locate(np.array([write[1]]), 4)
             memory.l2.view(np.uint32)[place // 4] = write[2]
         return load(program, warps, offsets, size, strong)
 

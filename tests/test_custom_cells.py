@@ -227,7 +227,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_an_unknown_cell_ends_with_those_that_are_known(command, file):
     result = invoke(*command, "--load", file, "--cell", "mguu")
     assert result.exit_code == 2
-    assert "cell should be one of 'rnn_tanh', 'rnn_relu', 'mgu', 'gru'" in result.output
+    assert "cell should be one of 'rnn_tanh', 'rnn_relu', 'slstm', 'mgu', 'gru'" in result.output
     assert "got 'mguu'" in result.output
 
 

@@ -86,7 +86,7 @@ def test_every_value_of_the_space_is_tried_somewhere():
     ("name", "config", "problem", "limits"),
     [
         ("is_matrix_shape", Config("cooperative", 16, 8, 128), replace(LSTM, phase="backward"), H100),
-        ("splits_backwards", Config("cooperative", 16, 16, 128, SPLIT_K=4), LSTM, H100),
+        ("shares_products", Config("cooperative", 16, 16, 128, SPLIT_K=4), LSTM, H100),
         ("is_matrix_shape", Config("cooperative", 16, 8, 128), replace(LSTM, cell="rnn_relu"), H100),
         ("reads_after_the_wait", Config("cooperative", 16, 16, 128, num_stages=2), LSTM, H100),
         ("fills_its_units", Config("cooperative", 16, 64, 64), replace(LSTM, hidden_size=64), H100),

@@ -267,6 +267,22 @@ def test_half_of_it_is_a_race(release, acquire, after):
             message(release, acquire, after, seed=seed)
 
 
+def test_only_who_has_seen_the_flag_is_ordered_behind_it():
+    """A reader that does not wait: it has seen the flag, or it races."""
+    body = WRITER.format(release=FENCE + RELAXED_STORE) + READER.format(acquire=RELAXED_LOAD, after=FENCE)
+    body = body.replace("@%p3 bra WAIT;", "").replace("[%rd2], %r3", "[%rd2], %r2")
+    seen = set()
+    for seed in range(40):
+        found = ints(8, -1)
+        try:
+            run(body, [ints(8), ints(8), found], grid=2, seed=seed)
+            assert found[0] == 1
+            seen.add("ordered")
+        except RaceError:
+            seen.add("race")
+    assert seen == {"ordered", "race"}
+
+
 def test_stores_become_visible_late_and_out_of_order():
     """Where races are let happen, the flag is there before what it announces, in some schedules."""
     found = {message(RELAXED_STORE, RELAXED_LOAD, seed=seed, report_races=False) for seed in range(40)}

@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.text import Text
 
 from ...kernels import interpreter
-from ...kernels.cell_spec import CELLS
+from ...kernels.cell_spec import CELLS, NORMALISED, find_cell
 from ...kernels.kept import Keep
 from ...kernels.ptx.executor import compiled
 from ...kernels.tolerance import Errors, worst
@@ -33,17 +33,24 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def cases(quick: bool, cells: Iterable[str] | None = None) -> Iterator[Case]:
     """Every cell, or these, in every regime and dtype; in full also odd shapes, directions, strides and tf32."""
-    chosen = list(CELLS if cells is None else cells)
-    for cell, regime, dtype in itertools.product(chosen, REGIMES, DTYPES):
+    chosen = _with_regimes(cells)
+    for (cell, regime), dtype in itertools.product(chosen, DTYPES):
         yield Case(cell, regime, dtype, directions=2 if dtype == torch.bfloat16 else 1)
     if quick:
         return
-    for cell, regime in itertools.product(chosen, REGIMES):
+    for cell, regime in chosen:
         yield Case(cell, regime, torch.float32, hidden_size=1, batch_size=1, length=1, bias=False)
         yield Case(cell, regime, torch.bfloat16, hidden_size=7, batch_size=17, length=3, directions=2, initial=False)
         yield Case(cell, regime, torch.float16, hidden_size=100, batch_size=2, length=3, batch_first=True)
         yield Case(cell, regime, torch.float32, hidden_size=33, batch_size=5, length=40, reverse=True)
         yield Case(cell, regime, torch.float32, hidden_size=48, batch_size=4, length=6, precision="tf32")
+        yield Case(cell, regime, torch.bfloat16, hidden_size=60, batch_size=3, length=4, num_heads=3)
+
+
+def _with_regimes(cells: Iterable[str] | None) -> list[tuple[str, str]]:
+    """Every cell, or these, with every regime that it has."""
+    chosen = (*CELLS, *NORMALISED) if cells is None else cells
+    return [(cell, regime) for cell in chosen for regime in (REGIMES[:1] if find_cell(cell).normalised else REGIMES)]
 
 
 def run_checks(
@@ -82,17 +89,19 @@ def run_checks(
                 found["backward"] = check_gradients(case, device, seed + index, KEEP[index % 2])
         rows += [_row(case, phase, errors) for phase, errors in found.items()]
     if only is None and not quick:
-        drawn = list(itertools.product(CELLS if cells is None else cells, REGIMES, range(DRAWS)))
+        drawn = list(itertools.product(_with_regimes(cells), range(DRAWS)))
         title = "checking lengths, resets, dropout and zoneout"
-        for index, (cell, regime, _) in enumerate(track(drawn, title, disable=not progress, transient=True)):
+        for index, ((cell, regime), _) in enumerate(track(drawn, title, disable=not progress, transient=True)):
             with running(seed + index):
-                rows += check_features(cell, regime, device, seed + index, KEEP[index % 2])
+                rows += check_features(cell, regime, device, seed + index, KEEP[index % 2], heads=1 + index % 3)
     return pd.DataFrame(rows)
 
 
-def check_features(cell: str, regime: str, device: torch.device, seed: int, keep: Keep) -> list[dict[str, object]]:
+def check_features(
+    cell: str, regime: str, device: torch.device, seed: int, keep: Keep, heads: int = 1
+) -> list[dict[str, object]]:
     """A call with a random choice of features in float32: a row a phase."""
-    call = draw_call(cell, seed)
+    call = draw_call(cell, seed, heads)
     errors = errors_of(call, regime, keep, device)
     of_phase = {"forward": [errors.pop(name) for name in [*errors] if name == "y" or name.startswith("final")]}
     if cell != "rnn_relu":  # whose kinks are in reach of rounding
@@ -107,7 +116,8 @@ def _row(case: Case, phase: str, errors: Errors) -> dict[str, object]:
         "regime": case.regime,
         "phase": phase,
         "dtype": "tf32" if case.precision == "tf32" else str(case.dtype).removeprefix("torch."),
-        "shape": f"T={case.length} B={case.batch_size} H={case.hidden_size} D={case.directions}",
+        "shape": f"T={case.length} B={case.batch_size} H={case.hidden_size} D={case.directions}"
+        + (f" heads={case.num_heads}" if case.num_heads > 1 else ""),
         **_numbers(errors),
     }
 

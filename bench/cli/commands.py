@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..failing import fail, make_folder, need_matplotlib
-from .options import GPUS, Batch, Bidirectional, DtypeName, Load
+from .options import GPUS, Batch, Bidirectional, DtypeName, Heads, Load
 from .own_cells import line_in, loaded_cells
 
 WRONG = (
@@ -127,6 +127,7 @@ def explain(
     batch: Batch = 16,
     dtype: Annotated[DtypeName, typer.Option(help="dtype of x, h and the weights.")] = "bf16",
     bidirectional: Bidirectional = False,
+    heads: Heads = 1,
     length: Annotated[int, typer.Option(min=1, help="Steps of the sequence.")] = 512,
     load: Load = None,
 ) -> None:
@@ -134,9 +135,13 @@ def explain(
     loaded_cells(load, cell)
     from ..method.case import DTYPES
     from ..output.plans import print_plans
-    from ..tuning.problems import layer
+    from ..tuning.problems import ListError, layer
 
-    print_plans(layer(cell, DTYPES[dtype], hidden, batch, 2 if bidirectional else 1), length)
+    try:
+        problem = layer(cell, DTYPES[dtype], hidden, batch, 2 if bidirectional else 1, heads)
+    except ListError as error:
+        fail(str(error), 'See "holdfast explain --help".')
+    print_plans(problem, length)
 
 
 def atlas(

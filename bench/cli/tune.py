@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..failing import fail, make_folder
-from .options import GPUS, Bidirectional, DtypeName, Load, grouped
+from .options import GPUS, Bidirectional, DtypeName, Heads, Load, grouped
 from .own_cells import loaded_cells
 
 if TYPE_CHECKING:
@@ -33,10 +33,12 @@ class What:
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch; those of one class share a result.")] = 16
     dtype: Annotated[DtypeName, typer.Option(help="dtype of that layer.")] = "bf16"
     bidirectional: Bidirectional = False
+    heads: Heads = 1
     phase: Annotated[Literal["forward", "backward", "both"], typer.Option(help="Which time loops.")] = "both"
     length: Annotated[Literal["short", "long"], typer.Option(help="short: fewer than 32 steps.")] = "long"
     list_file: Annotated[
-        Path | None, typer.Option(help="CSV of problems: cell,hidden_size,batch[,dtype,directions,phase,length].")
+        Path | None,
+        typer.Option(help="CSV of problems: cell,hidden_size,batch[,dtype,directions,num_heads,phase,length]."),
     ] = None
     from_model: Annotated[
         str | None, typer.Option(help="module:factory; tune what every recurrent layer of that model needs.")
@@ -144,7 +146,7 @@ def _problems(what: What) -> list[Wanted]:
         else:
             assert what.cell is not None
             directions = 2 if what.bidirectional else 1
-            one = layer(what.cell, DTYPES[what.dtype], what.hidden, what.batch, directions)
+            one = layer(what.cell, DTYPES[what.dtype], what.hidden, what.batch, directions, what.heads)
             problems = wanted(one, what.phase, what.length)
     except ListError as error:
         fail(str(error), 'See "holdfast tune --help".')

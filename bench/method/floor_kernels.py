@@ -8,7 +8,7 @@ import triton.language as tl
 from ...kernels.loop.exchange import Sent, await_sent, numbers_in_word, publish, read_chunks, unless_stalled
 from ...kernels.loop.groups import Team
 from ...kernels.loop.product import load_weights_backwards
-from ...kernels.loop.split_k import columns_of_part, sum_of_parts
+from ...kernels.loop.split_k import columns_of_part, scratch_of_block, sum_of_parts
 from ...kernels.loop.walk import by_heads, this_member
 from ...kernels.loop.weights import add_product, load_weights, total, zero_sums
 
@@ -41,7 +41,7 @@ def exchange_only(
     if LOOP.EXCHANGE == "barrier":
         arrivals += me.team * 32
     if SPLIT_K > 1:
-        partial += (me.team * LOOP.MEMBERS + me.number - part) * (2 * BLOCK_B * SPLIT_K * BLOCK_H)
+        partial = scratch_of_block(partial, me, BLOCK_H, LOOP)
     limit = team.spin_limit
     team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 

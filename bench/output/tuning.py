@@ -57,6 +57,7 @@ def write(done: Sequence[Tuned], limits: DeviceLimits, store: Store, out: Path) 
     for tuned in done:
         key = tuned.entry.key.asdict() | {
             "features": " ".join(tuned.entry.key.features),
+            "num_heads": tuned.entry.key.num_heads,
             "gpu": tuned.entry.fingerprint.gpu,
         }
         tables.append(tuned.table.assign(**key)[[*key, *tuned.table.columns]])

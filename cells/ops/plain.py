@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ...kernels.extras import Extras
-from ...kernels.heads import block_diagonal
 from ...kernels.packed_rows import PackedRows
 from ..eager.recurrence import unroll
 from ..eager.reference import reference_of
@@ -41,12 +40,11 @@ def plain_layer(
     outputs = []
     for direction in range(directions):
         states = tuple(state[direction].to(dtype) for state in initial)
-        w_ih, w_hh, *others = own[direction * each : (direction + 1) * each]
         outputs.append(
             unroll(
                 options.cell,
                 xs,
-                [w_ih, block_diagonal(w_hh, hidden // w_hh.shape[1]), *others],
+                own[direction * each : (direction + 1) * each],
                 states or zeros,
                 reverse=direction == 1,
                 lengths=extras.lengths,

@@ -24,7 +24,7 @@ from .exchange import Sent, publish
 from .forward_step import updated
 from .groups import Team
 from .product import await_operand, expected_backwards, load_weights_backwards, product_backwards
-from .split_k import columns_of_part
+from .split_k import columns_of_part, scratch_of_block
 from .tiles import (
     add_all,
     load_parameters,
@@ -80,8 +80,7 @@ def backward(
         if LOOP.EXCHANGE == "barrier":
             arrivals += me.team * 32
         if LOOP.SPLIT_K > 1:
-            blocks_before = me.team * LOOP.MEMBERS + me.number - part
-            partial += blocks_before * (2 * LOOP.BLOCK_B * LOOP.SPLIT_K * LOOP.BLOCK_H)
+            partial = scratch_of_block(partial, me, LOOP.BLOCK_H, LOOP)
         team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
     weights = load_weights_backwards(of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me, CELL, LOOP)
@@ -138,8 +137,8 @@ def backward(
                 publish(da_tile + OUTER * HEAD, inner, mask_here, team, INNER, LOOP)
                 outer_columns = columns_of_part(OUTER * HEAD, part, LOOP)
                 sent = Sent(
-                    base=da_base + part * LOOP.PART,
-                    row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
+                    base=da_base + me.head * (GATES * HEAD) + part * LOOP.PART,
+                    row_offsets=row * (GATES * WIDTH),
                     row_ok=now.here,
                     low=outer_columns,
                     high=columns,
@@ -164,8 +163,8 @@ def backward(
             if gradients.parameters is not None:
                 of_parameters = add_all(of_parameters, masked(dp, mask_here, PARAMETERS), PARAMETERS)
             sent = Sent(
-                base=da_base + part * LOOP.PART,
-                row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
+                base=da_base + me.head * (GATES * HEAD) + part * LOOP.PART,
+                row_offsets=row * (GATES * WIDTH),
                 row_ok=now.here,
                 low=None,
                 high=outer_columns,

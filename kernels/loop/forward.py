@@ -18,7 +18,8 @@ from .exchange import Sent, no_words, publish
 from .forward_step import gate_values, inner_tile, next_state
 from .groups import Team
 from .parts import for_each_part, loop_of_product, offsets_of_rows
-from .product import await_operand, product
+from .product import arrivals_of_product, await_operand, product
+from .split_k import columns_of_part, scratch_of_block
 from .tiles import (
     load_bias,
     load_packed_gates,
@@ -79,13 +80,20 @@ def forward(
     PRODUCT: tl.constexpr = loop_of_product(LOOP, OUTER)
     INNER_PRODUCT: tl.constexpr = loop_of_product(LOOP, INNER)
     ALONE: tl.constexpr = LOOP.EXCHANGE == "registers"
-    ARRIVALS: tl.constexpr = LOOP.MEMBERS * (1 if CELL.inner is None else 2)  # of one step
+    PRODUCTS: tl.constexpr = 1 if CELL.inner is None else 2
     me = this_member(walk_bits, LOOP)
+    part = me.number % LOOP.SPLIT_K  # which of the programs that share a product
     limit = 0  # of later waits: none once one has run out
     if not ALONE:
         limit = team.spin_limit
-    if LOOP.EXCHANGE == "barrier":
-        team = Team(arrivals=team.arrivals + me.team * 32, status=team.status, spin_limit=limit, partial=None)
+        arrivals = team.arrivals
+        partial = team.partial
+        if LOOP.EXCHANGE == "barrier":
+            arrivals += me.team * 32
+        if LOOP.SPLIT_K > 1:
+            OWN_ROWS: tl.constexpr = triton.next_power_of_2(CELL.gates) * LOOP.BLOCK_H
+            partial = scratch_of_block(partial, me, OWN_ROWS, LOOP)
+        team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
     w_hh = of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS)
     weights = load_weights(w_hh, me, 0, OUTER if APART else CELL.gates, PRODUCT)
@@ -97,6 +105,7 @@ def forward(
     row = tl.arange(0, LOOP.BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
     saved_offsets = row[None, :] * (WIDTH * SAVED) + me.unit[:, None]
+    columns = HEAD if LOOP.SPLIT_K == 1 else columns_of_part(HEAD, part, LOOP)
     channel = out.y if out.sent is None else out.sent
     passed = 0  # steps of earlier batch tiles: the arrivals counter is never reset
 
@@ -141,15 +150,19 @@ def forward(
             there = for_each_part(readable, PRODUCT)
             # How many steps everybody has handed on; the first product of two has the second's of the step before.
             handed_on = step - 1 if CELL.inner is None else step
-            sent = Sent(base=source, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=kept, step=handed_on)
-            expected = (passed + step) * ARRIVALS
+            base = source if LOOP.SPLIT_K == 1 else source + part * LOOP.PART
+            sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=kept, step=handed_on)
+            turn = (passed + step) * PRODUCTS
+            expected = turn * arrivals_of_product(LOOP)
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
             if LOOP.KEPT:
                 kept = operand
             # The next step's inputs travel while this step computes and the next one waits for its team.
             ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
             inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
-            acc, limit = product(weights, operand, missing, sent, limit, team, PRODUCT)
+            acc, limit = product(
+                weights, operand, missing, sent, turn, expected + LOOP.MEMBERS, limit, me, team, PRODUCT
+            )
             a = recurrent_gates(acc, bias, 0, OUTER, PRODUCT)
             x = unpacked(inputs.x, gx.ptr.dtype.element_ty, CELL.gates, LOOP)
             if CELL.inner is not None:
@@ -161,10 +174,22 @@ def forward(
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
                 starts = offsets_of_rows(WIDTH, INNER_PRODUCT) + me.head * HEAD
                 there = for_each_part(now.here, INNER_PRODUCT)
-                sent = Sent(base=inner, row_offsets=starts, row_ok=there, low=None, high=HEAD, kept=(), step=step)
-                expected += LOOP.MEMBERS
+                base = inner if LOOP.SPLIT_K == 1 else inner + part * LOOP.PART
+                sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=(), step=step)
+                expected += arrivals_of_product(LOOP)
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
-                acc, limit = product(inner_weights, operand, missing, sent, limit, team, INNER_PRODUCT)
+                acc, limit = product(
+                    inner_weights,
+                    operand,
+                    missing,
+                    sent,
+                    turn + 1,
+                    expected + LOOP.MEMBERS,
+                    limit,
+                    me,
+                    team,
+                    INNER_PRODUCT,
+                )
                 a = a + recurrent_gates(acc, bias, OUTER, INNER, INNER_PRODUCT)
             v = gate_values(x, a, state, p, CELL)
             state = next_state(v, state, p, zones, rows, now, tile, me, CELL, LOOP)

@@ -80,7 +80,7 @@ class Team(NamedTuple):
     arrivals: Any = None  # [teams, 32] int32, zero, a cache line a team ("barrier"; else None)
     status: Any = None  # [1] int32: 1 if a wait ran out
     spin_limit: Any = None  # of one wait, in 1,024 ns (the interpreter counts polls): then the program gives up
-    partial: Any = None  # [teams, unit blocks, 2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones; None: no split
+    partial: Any = None  # int32, all ones, as `describe.partial_shape` says; None: no product is shared
 
 
 class Past(NamedTuple):
@@ -127,8 +127,9 @@ class Loop:
     KEPT:      whether the words that a step reads of its team are kept for the next one (see `exchange.no_words`).
     NUM_WARPS: of a program, as `Config` has them.
     MEMBERS:   programs of a team.
-    BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 forwards.
-    PART:      numbers that one row of a program's product sums up: forwards HEAD, backwards its part of G * HEAD.
+    BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 where no product is shared (see
+               `describe.split_k`).
+    PART:      numbers that one row of a program's product sums up: its part of HEAD, backwards of G * HEAD.
     CHUNKS:    tiles that W_hh is resident in.
     PARTS:     how often a gate of one of two products a step has room among the product's rows: 1 where both are of all
                gates (see `parts`, which makes a Loop of one product from it: how many parts of each sum that has).

@@ -26,15 +26,16 @@ def units_of_tile(LOOP: tl.constexpr):
 
 
 @triton.jit
-def gates_and_units(ROWS: tl.constexpr, LOOP: tl.constexpr):
-    """Which gate of which of the program's units each of the product's rows is."""
-    m = tl.arange(0, ROWS)
+def gates_and_units(GATES: tl.constexpr, LOOP: tl.constexpr):
+    """Which gate of which of the program's units each of the product's rows is; of a product that programs share the
+    units of the first, then of the second, and so on."""
+    m = tl.arange(0, LOOP.SPLIT_K * GATES * LOOP.BLOCK_H)
     if LOOP.INTERLEAVED:
         # A slab of 16 rows is one warp's: 4 gates of 4 units. Bits of a row from the lowest on: the gate's low bit,
         # the unit's low bit, its next one, the gate's high bit.
         return m % 2 + m // 8 % 2 * 2, m // 16 * 4 + m // 4 % 2 * 2 + m // 2 % 2
     else:
-        return m // LOOP.BLOCK_H, m % LOOP.BLOCK_H
+        return m // LOOP.BLOCK_H % GATES, m // (LOOP.BLOCK_H * GATES) * LOOP.BLOCK_H + m % LOOP.BLOCK_H
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """How h reaches the product with W_hh, and a step's gradients the product with W_hh^T: the regimes differ here alone.
 
 A team of one multiplies what it has in registers. A larger one gathers what its members have published (see
-`exchange`); backwards its programs may share the sum (see `split_k`).
+`exchange`); its programs may share the sum (see `split_k`).
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ def product(
     weights,  # as `load_weights` keeps them
     operand,  # and `missing`: as `await_operand` returns them
     missing,
-    sent,
+    sent,  # Sent: all units of the operand, and the columns of this program's part; not looked at by a team of one
+    turn,  # how many products the team has had before
+    expected,  # arrivals before its parts are there ("barrier")
     limit,
+    me,
     team,
     LOOP: tl.constexpr,
 ):
@@ -59,7 +62,21 @@ def product(
     if LOOP.EXCHANGE == "registers":
         return _product_of_own(weights, operand, 0, 1, LOOP), limit
     else:
-        return gathered_product(weights, operand, missing, sent, limit, team, LOOP)
+        return _shared_product(weights, operand, missing, sent, turn, expected, limit, me, team, LOOP)
+
+
+@triton.jit
+def _shared_product(weights, operand, missing, sent, turn, expected, limit, me, team, LOOP: tl.constexpr):
+    found, limit = gathered_product(weights, operand, missing, sent, limit, team, LOOP)
+    if LOOP.SPLIT_K > 1:
+        found, limit = sum_of_parts(found, me.number % LOOP.SPLIT_K, turn, expected, limit, sent.step, team, LOOP)
+    return found, limit
+
+
+@triton.jit
+def arrivals_of_product(LOOP: tl.constexpr):
+    """At a team's counter, of one product: what it multiplies, and then its parts where programs share it."""
+    return LOOP.MEMBERS * (1 if LOOP.SPLIT_K == 1 else 2)
 
 
 @triton.jit
@@ -75,13 +92,7 @@ def load_weights_backwards(w_ptr, me, CELL: tl.constexpr, LOOP: tl.constexpr):
 @triton.jit
 def expected_backwards(turn, LOOP: tl.constexpr):
     """Arrivals before the operand of a product is there ("barrier"), where the team has had `turn` products before."""
-    return turn * _arrivals(LOOP) + LOOP.MEMBERS
-
-
-@triton.jit
-def _arrivals(LOOP: tl.constexpr):
-    """Of one product backwards."""
-    return LOOP.MEMBERS * (1 if LOOP.SPLIT_K == 1 else 2)
+    return turn * arrivals_of_product(LOOP) + LOOP.MEMBERS
 
 
 @triton.jit
@@ -102,9 +113,5 @@ def product_backwards(
     if LOOP.EXCHANGE == "registers":
         return _product_of_own(weights, operand, FIRST, COUNT, LOOP), limit
     else:
-        found, limit = gathered_product(weights, operand, missing, sent, limit, team, LOOP)
-        if LOOP.SPLIT_K > 1:
-            part = me.number % LOOP.SPLIT_K
-            expected = (turn + 1) * _arrivals(LOOP)
-            found, limit = sum_of_parts(found, part, turn, expected, limit, sent.step, team, LOOP)
-        return found, limit
+        expected = (turn + 1) * arrivals_of_product(LOOP)
+        return _shared_product(weights, operand, missing, sent, turn, expected, limit, me, team, LOOP)

@@ -6,6 +6,10 @@ its product would have 16 rows. Split, it gathers a part of them for SPLIT_K tim
 tile of 16: 24 KB a step and 64 rows (one warp group's wgmma), not 98 KB and four products of 16 rows; for a second,
 small exchange.
 
+Forwards float32 without TF32 keeps W_hh twice (see `weights.add_product`): 64 rows of more than 384 columns fit no SM.
+LSTM H=512, sm_90: two programs that share 64 rows take 1,725 issue cycles a step, one with 32 rows, which are no wgmma,
+4,654.
+
 The scratch memory of a unit block holds two slots, used in turns: a program writes a slot again only after it has
 read the other one in full, and what stands there was written by programs that had read this one. In "dataflow" the
 lowest bit of every number says in which round it was written: no memory to clear, no flag, no fence. A product keeps
@@ -46,20 +50,27 @@ def _publish_parts(where, words):
 
 
 @triton.jit
+def scratch_of_block(partial, me, OWN_ROWS: tl.constexpr, LOOP: tl.constexpr):
+    """Where in a launch's scratch memory that of the program's block begins, whose programs have OWN_ROWS rows each."""
+    programs_before = me.team * LOOP.MEMBERS + me.number - me.number % LOOP.SPLIT_K
+    return partial + programs_before * (2 * LOOP.BLOCK_B * LOOP.SPLIT_K * OWN_ROWS)
+
+
+@triton.jit
 def sum_of_parts(
-    product,  # [SPLIT_K * BLOCK_H, BLOCK_B]: this program's part, for all units of the block
-    part,  # which of the block's programs this is, and which BLOCK_H of the block's units are its own
+    product,  # [SPLIT_K * rows, BLOCK_B]: this program's part, for all units of the block
+    part,  # which of the block's programs this is, and which rows of the block's are its own
     turn,  # how many products were exchanged before
     expected,  # arrivals to wait for ("barrier")
     limit,
     step,  # for the report of a stall: see `Sent`
-    team,  # its `partial` is the block's: [2, SPLIT_K, BLOCK_B, SPLIT_K * BLOCK_H] int32, all ones at launch
+    team,  # its `partial` is the block's: [2, SPLIT_K, BLOCK_B, SPLIT_K * rows] int32, all ones at launch
     LOOP: tl.constexpr,
 ):
-    """The whole product for this program's own units, [BLOCK_H, BLOCK_B], and the limit of later waits."""
+    """The whole product for this program's own units, [rows, BLOCK_B], and the limit of later waits."""
     SPLIT_K: tl.constexpr = LOOP.SPLIT_K
-    BLOCK_H: tl.constexpr = LOOP.BLOCK_H
-    ROWS: tl.constexpr = SPLIT_K * BLOCK_H
+    ROWS: tl.constexpr = product.shape[0]
+    OWN_ROWS: tl.constexpr = ROWS // SPLIT_K
     BLOCK_B: tl.constexpr = LOOP.BLOCK_B
     PART: tl.constexpr = BLOCK_B * ROWS  # numbers of one program's part
     row = tl.arange(0, BLOCK_B)[None, :]
@@ -67,16 +78,16 @@ def sum_of_parts(
     round_bit = (turn // 2) & 1
     words = (product.to(tl.int32, bitcast=True) & -2) | round_bit
     where = slot + part * PART + row * ROWS + tl.arange(0, ROWS)[:, None]
-    own = slot + row * ROWS + (part * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
+    own = slot + row * ROWS + (part * OWN_ROWS + tl.arange(0, OWN_ROWS))[:, None]
     tiles = ()
     if LOOP.EXCHANGE == "spin":
-        OWN: tl.constexpr = words_of_thread(BLOCK_H, BLOCK_B, LOOP.NUM_WARPS)
+        OWN: tl.constexpr = words_of_thread(OWN_ROWS, BLOCK_B, LOOP.NUM_WARPS)
         _publish_parts(where, words)
         pointers = ()
         for other in tl.static_range(SPLIT_K):
             pointers = pointers + (own + other * PART,)
             tiles = tiles + (load_from_l2(own + other * PART, None, None),)
-        zeros = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
+        zeros = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.int32)
         tiles = tl.inline_asm_elementwise(
             parts_poll(SPLIT_K, OWN, LOOP.MEMBERS),
             parts_constraints(SPLIT_K, OWN),
@@ -95,13 +106,13 @@ def sum_of_parts(
     else:
         _publish_parts(where, words)
         for _ in tl.static_range(SPLIT_K):
-            tiles = tiles + (tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32),)
+            tiles = tiles + (tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.int32),)
         missing = limit >= 0
         on = limit >= 0
         end = tl.cast(0, tl.int64)
         polls = 0
         while missing & on:
-            stale = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.int32)
+            stale = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.int32)
             tiles = ()
             for other in tl.static_range(SPLIT_K):
                 tiles = tiles + (load_from_l2(own + other * PART, None, None),)
@@ -109,7 +120,7 @@ def sum_of_parts(
             missing = any_of((stale & 1) != 0) != 0
             polls += 1
             on, end = goes_on(polls, end, limit)
-    sums = tl.zeros((BLOCK_H, BLOCK_B), dtype=tl.float32)
+    sums = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.float32)
     for other in tl.static_range(SPLIT_K):
         sums += tl.cast(tiles[other] & -2, tl.float32, bitcast=True)
     if LOOP.EXCHANGE == "spin":

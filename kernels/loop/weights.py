@@ -53,8 +53,9 @@ def load_weights(
     COUNT: tl.constexpr,
     LOOP: tl.constexpr,  # of this product (see `parts.loop_of_product`)
 ):
-    """This program's rows of W_hh, of COUNT gates from FIRST on, as a tuple of tiles [PARTS * padded gates * BLOCK_H,
-    BLOCK_K], zero where masked.
+    """The rows of W_hh of this program's units, of COUNT gates from FIRST on, as a tuple of tiles [PARTS * padded
+    gates * BLOCK_H, BLOCK_K], zero where masked; where SPLIT_K programs share a product its part of the columns of all
+    their rows, SPLIT_K times as many.
 
     "tf32x3": the high part of every chunk, then the rest of every chunk.
     """
@@ -68,8 +69,12 @@ def load_weights(
         w_ptr += part[:, None] * LOOP.PART
         columns = tl.minimum(HEAD - part * LOOP.PART, LOOP.PART)[:, None]
     else:
-        gate, unit = gates_and_units(GATES * LOOP.BLOCK_H, LOOP)
-    unit = me.number * LOOP.BLOCK_H + unit
+        gate, unit = gates_and_units(GATES, LOOP)
+    split = me.number % LOOP.SPLIT_K
+    if LOOP.SPLIT_K > 1:
+        w_ptr += split * LOOP.PART
+        columns = tl.minimum(HEAD - split * LOOP.PART, LOOP.PART)
+    unit = (me.number - split) * LOOP.BLOCK_H + unit
     row = (FIRST + gate) * LOOP.HIDDEN + me.head * HEAD + unit
     row_ok = (gate < COUNT) & (unit < HEAD)
     chunks = ()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .atomics import ATOMIC
-from .decode import SCOPES, Decoder, Group, Signal, Step, destination, dtype_of, lanes_of
+from .decode import SCOPES, Decoder, Group, Signal, Step, destination, lanes_of
 from .errors import UnknownInstructionError
 from .memory import BITS, SECTOR, GlobalMemory
 from .operation import NUMBER
@@ -68,15 +68,13 @@ def _load(decoder: Decoder, one: Instruction) -> Step:
         if not places.size:
             return None
         program = group.program
-        addresses = group.registers[base].reshape(-1)[places]
+        addresses = _addresses(group, base, offset, places)
         if shared:
-            offsets, warps = _elements(
-                program.shared.locate(addresses.astype(np.int64) + offset, size * count), warps, size, count
-            )
+            offsets, warps = _elements(program.shared.locate(addresses, size * count), warps, size, count)
             values = program.shared.load(warps, offsets, size)
         else:
             memory = program.memory
-            in_arena = memory.locate(addresses.astype(np.uint64) + np.uint64(offset & (1 << 64) - 1), size * count)
+            in_arena = memory.locate(addresses, size * count)
             offsets, warps = _elements(in_arena, warps + program.first_warp, size, count)
             if access.strong and _polls_in_vain(group, memory, offsets):
                 group.at -= 1
@@ -102,6 +100,10 @@ def _active(group: Group, guard: tuple[int, bool] | None) -> tuple[Any, Any]:
         return group.places, group.own_warps
     places = np.flatnonzero(lanes_of(group, guard))
     return places, places >> 5
+
+
+def _addresses(group: Group, base: int, offset: int, places: Any) -> Any:
+    return group.registers[base].reshape(-1)[places].astype(np.int64) + offset
 
 
 def _elements(offsets: Any, warps: Any, size: int, count: int) -> tuple[Any, Any]:
@@ -165,21 +167,23 @@ def _store(decoder: Decoder, one: Instruction) -> Step:
         if not places.size:
             return None
         program, registers = group.program, group.registers
-        addresses = registers[base].reshape(-1)[places]
+        addresses = _addresses(group, base, offset, places)
         values = np.stack([registers[source].reshape(-1)[places].astype(dtype) for source in sources], 1).reshape(-1)
         if shared:
-            offsets = program.shared.locate(addresses.astype(np.int64) + offset, size * count)
+            offsets = program.shared.locate(addresses, size * count)
             offsets, warps = _elements(offsets, warps, size, count)
             program.shared.store(warps, offsets, values)
             return None
         memory = program.memory
-        in_arena = memory.locate(addresses.astype(np.uint64) + np.uint64(offset & (1 << 64) - 1), size * count)
+        in_arena = memory.locate(addresses, size * count)
         warps = warps + program.first_warp
         offsets, of_elements = _elements(in_arena, warps, size, count)
         if access.releases:
             for warp in np.unique(warps).tolist():
                 memory.release(warp)
-        memory.store(program.index, of_elements, offsets, values, access.strong, lands=access.releases)
+        # A store behind a fence is a release too: whoever sees its value must see what the fence covers.
+        lands = access.releases or (access.strong and memory.clocks.any_fenced(warps))
+        memory.store(program.index, of_elements, offsets, values, access.strong, lands)
         if access.strong:
             for warp, place in zip(of_elements.tolist(), offsets.tolist(), strict=True):
                 memory.clocks.strong_store(warp, place, access.releases, modifies=False)
@@ -190,21 +194,18 @@ def _store(decoder: Decoder, one: Instruction) -> Step:
 
 def _atomic(decoder: Decoder, one: Instruction) -> Step:
     """atom and red, thread after thread."""
-    base_name, *suffixes = one.opcode.split(".")
-    cut = next(i for i, s in enumerate(suffixes) if f"{'.'.join(suffixes[i:])}" in ATOMIC or i == len(suffixes) - 1)
-    name = ".".join(suffixes[cut:])
-    if name not in ATOMIC:
+    verb, *suffixes = one.opcode.split(".")
+    name = next((tail for i in range(len(suffixes)) if (tail := ".".join(suffixes[i:])) in ATOMIC), None)
+    if name is None:
         raise UnknownInstructionError(one.opcode)
-    access = _Access(".".join([base_name, *suffixes[:cut], suffixes[-1]]))
+    access = _Access(".".join([verb, *suffixes[: -len(name.split("."))], suffixes[-1]]))
     if access.space != "global":
         raise UnknownInstructionError(one.opcode)
-    if access.order == "weak":
-        access.order = "relaxed"  # what atom means without a word
     operation, guard = ATOMIC[name], decoder.guard(one)
-    slot = destination(one.operands[0]) if base_name == "atom" else None
-    pointer, *given = one.operands[base_name == "atom" :]
+    slot = destination(one.operands[0]) if verb == "atom" else None
+    pointer, *given = one.operands[verb == "atom" :]
     assert isinstance(pointer, Memory)
-    dtype, size = operation.sources[0], dtype_of("b" + one.opcode.rsplit(".", 1)[1].lstrip("bfus"))().itemsize
+    dtype, size = operation.sources[0], np.dtype(operation.sources[0]).itemsize
     sources = [decoder.source(operand, dtype) for operand in given]
     base, offset = decoder.source(pointer.base, np.uint64), pointer.offset
 
@@ -214,8 +215,7 @@ def _atomic(decoder: Decoder, one: Instruction) -> Step:
             return None
         program, registers = group.program, group.registers
         memory = program.memory
-        addresses = registers[base].reshape(-1)[places] + np.uint64(offset)
-        offsets = memory.locate(addresses, size)
+        offsets = memory.locate(_addresses(group, base, offset, places), size)
         operands = [registers[source].reshape(-1)[places] for source in sources]
         reads = name.startswith("add.") and not operands[0].any()  # how a kernel reads a counter
         if reads and _polls_in_vain(group, memory, offsets):

@@ -37,6 +37,9 @@ class Clocks:
         self._fenced[warp] = self.seen[warp].copy()
         self.seen[warp, warp] += 1
 
+    def any_fenced(self, warps: Warps) -> bool:
+        return bool(self._fenced) and any(warp in self._fenced for warp in warps.tolist())
+
     def strong_load(self, warp: int, address: int, acquires: bool) -> None:
         if address not in self.left:
             return

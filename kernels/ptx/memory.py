@@ -76,8 +76,8 @@ class GlobalMemory:
     ) -> None:
         self.clocks, self.random, self.report_races = clocks, source, report_races
         self.tensors = sorted((tensor for tensor in tensors if tensor[1].size), key=lambda tensor: tensor[0])
-        self.starts = np.array([address for address, _ in self.tensors], np.uint64)
-        self.ends = np.array([address + data.size for address, data in self.tensors], np.uint64)
+        self.starts = np.array([address for address, _ in self.tensors], np.int64)
+        self.ends = np.array([address + data.size for address, data in self.tensors], np.int64)
         self.bases: list[int] = []
         size = 0
         for address, data in self.tensors:
@@ -112,18 +112,20 @@ class GlobalMemory:
         for base, (_, data) in zip(self.bases, self.tensors, strict=True):
             data[:] = self.l2[base : base + data.size]
 
-    def locate(self, addresses: npt.NDArray[np.uint64], size: int) -> Ints:
+    def locate(self, addresses: Ints, size: int) -> Ints:
         """Places in the arena of accesses of so many bytes."""
         tensor = np.searchsorted(self.starts, addresses, "right") - 1
-        if not self.tensors or (tensor < 0).any() or (addresses + np.uint64(size) > self.ends[tensor]).any():
-            outside = (tensor < 0) | (addresses + np.uint64(size) > self.ends[tensor])
+        outside = np.full(len(addresses), not self.tensors)
+        if self.tensors:
+            outside = (tensor < 0) | (addresses + size > self.ends[tensor])
+        if outside.any():
             raise OutOfBoundsError(
                 f"{outside.sum()} threads touch memory outside every tensor of the launch, "
                 f"{hex(addresses[outside][0])} and so on"
             )
-        if (addresses & np.uint64(size - 1)).any():
-            raise MisalignedError(f"an access of {size} bytes at {hex(addresses[addresses % np.uint64(size) != 0][0])}")
-        return addresses.astype(np.int64) + self.shift[tensor]
+        if (addresses & (size - 1)).any():
+            raise MisalignedError(f"an access of {size} bytes at {hex(addresses[addresses % size != 0][0])}")
+        return addresses + self.shift[tensor]
 
     def load(self, program: int, warps: Ints, offsets: Ints, size: int, strong: bool) -> Any:
         """What lies at the offsets, for threads of these warps."""
