@@ -27,7 +27,7 @@ KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tes
 	tests/test_launch_path.py tests/test_offline.py tests/test_resources.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-all test-triton test-recipes coverage lint clean
+.PHONY: help demo bench test test-all test-triton test-recipes sanitize mutations coverage lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -49,6 +49,19 @@ test-all: $(VENV)/dev.stamp ## run every test, and the kernel tests on Triton 3.
 test-triton: $(VENV)/dev.stamp $(OTHER_TRITON)/stamp ## run the kernel tests on another Triton: TRITON=3.9.0
 	@PYTHONPATH=$(OTHER_TRITON) $(BIN)/python -c 'import triton; assert triton.__version__ == "$(TRITON)", triton.__file__'
 	@PYTHONPATH=$(OTHER_TRITON) $(PYTEST) -m "not slow and not gpu" $(KERNEL_TESTS)
+
+# Every allocation by itself, so that a neighbour's memory is nobody's; waits as long as a kernel under a tool may take.
+sanitize: $(VENV)/dev.stamp ## on a GPU: compute-sanitizer's memcheck, racecheck and initcheck over small layers
+	@for tool in memcheck racecheck initcheck; do \
+		echo "compute-sanitizer $$tool"; \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 HOLDFAST_STALL_SECONDS=2000 \
+			compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+			$(BIN)/python -m pytest -q -p no:cacheprovider -m "gpu and not slow" -k "guard_bands or bit_pattern" \
+			tests/test_memory.py tests/test_numbers.py || exit 1; \
+	done
+
+mutations: $(VENV)/dev.stamp ## take what synchronises the kernels away, piece by piece: which test notices? (5 minutes)
+	@$(BIN)/python tests/mutations.py $(ARGS)
 
 test-recipes: $(VENV)/dev.stamp ## run holdfast inside other people's packages, which are installed for it
 	@$(PIP_INSTALL) --editable '.[recipes]'

@@ -8,7 +8,7 @@
 # as all of them, for instance in three calls of ten minutes:
 #
 #   MINUTES=9 ONLY='^(device|info|first_light|tune_two|bench_home|training|profile)$'
-#   MINUTES=9 ONLY='^(info|smoke|bench_smoke|forward|backward|rest|memcheck)$'
+#   MINUTES=9 ONLY='^(info|smoke|bench_smoke|forward|backward|rest|memcheck|racecheck|initcheck)$'
 #   MINUTES=9 ONLY='^(info|bench_floors|tune|bench_memory|bench_latency|bench_flashrnn)$'
 #   MINUTES=9 ONLY='^(info|import|bench_grid|bench_features|full_size)$' TUNED=folder-with-what-the-third-call-tuned
 #
@@ -136,8 +136,10 @@ if [ "$where" = gpu ]; then
     tests rest 300 "" tests "${workers[@]}" --ignore tests/test_kernels_forward.py \
         --ignore tests/test_kernels_backward.py --ignore tests/test_training_gpu.py \
         --ignore tests/test_gpu_graph.py --ignore tests/test_gpu_memory.py
-    tool memcheck 180 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        "$PYTHON" -m holdfast bench smoke --quick --providers holdfast --seconds 0.001 --out "$WORK/memcheck"
+    for name in memcheck racecheck initcheck; do
+        tool "$name" 180 compute-sanitizer --tool "$name" --error-exitcode 1 \
+            "$PYTHON" -m holdfast bench smoke --quick --providers holdfast --seconds 0.001 --out "$WORK/$name"
+    done
     suite floors 2
     stage tune $((TUNE_SECONDS + 60)) "$PYTHON" -m holdfast tune --list-file bench/tune_list.csv \
         --budget "$TUNE_SECONDS" --out "$WORK/tuned"
@@ -164,7 +166,9 @@ else
     for name in smoke floors home memory latency flashrnn features grid; do
         suite "$name" 2 --rehearse
     done
-    tool memcheck 60 compute-sanitizer --version
+    for name in memcheck racecheck initcheck; do
+        tool "$name" 60 compute-sanitizer --version
+    done
     tool profile 60 ncu --version
     stage full_size 240 "$PYTHON" -m holdfast.bench.full_size --out "$WORK" --rehearse
 fi

@@ -1,173 +1,250 @@
-"""A plain layer's call like one before: what follows from the shapes alone is not worked out again.
+"""A layer's pass like one before: what follows from the shapes alone is not worked out again.
 
 `layer` looks at every option, builds the groups of a loop's arguments and has the launcher find the compiled kernel by
-them: 27 us of a CPU core forwards, of which the GEMM and the memory take 6. `ForwardAgain` remembers of one such call
-the compiled kernel and its arguments, and puts in what is new: addresses. It does the same torch ops in the same
-order.
+them: 27 us of a CPU core forwards, of which the GEMM and the memory take 6. Here a pass is remembered, its launch as
+`Launch` and the shapes of what it makes; the next one does the same torch ops in the same order and puts in addresses.
+
+What can be repeated: a pass of one launch, without options but lengths, for inputs of the same shape, whose tensors are
+all contiguous, aligned and of the problem's dtype (dy: strided as it was), with initial states only in one direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
-from torch.nn.functional import linear
+from torch import Tensor
 
 from . import chunks
+from .cell_spec import find_cell
 from .channel import fill_channel
 from .config import Config
 from .extras import Extras
-from .gemm import AS_IT_IS, LayerWeights, in_precision, project_input
+from .gemm import History, LayerWeights, Wanted, gradients_of_weights, project_input, project_once
+from .given import GivenBackwards
+from .kept import Keep
 from .launch import current_launcher
+from .layer import Gradients
 from .problem import Problem
-from .results import NO_RESIDUALS, Residuals
+from .results import Residuals, allocate, fill, needs_of
+from .stall import raise_if_stalled
+
+Pass = TypeVar("Pass", "ForwardAgain", "BackwardAgain")
+
+ADDRESS, OTHER, TUPLE = range(3)
+"""What a field of a launch's groups is, in the order in which `Launch` lines them up."""
 
 
-def addresses_of(tensors: Sequence[torch.Tensor]) -> list[int] | None:
+def noted(kind: Callable[..., Pass], launches: Sequence[dict[str, Any]], *arguments: Any) -> Pass | None:
+    """What repeats a pass that made these launches, by their groups; None where nothing can."""
+    if len(launches) != 1:
+        return None
+    try:
+        return kind(launches[0], *arguments)
+    except LookupError:
+        return None
+
+
+def addresses_of(tensors: Sequence[Tensor]) -> list[int] | None:
     """Where these begin; None unless a kernel reads each where it lies: contiguous, from a multiple of 16 bytes on."""
     found = [t.data_ptr() if t.is_contiguous() else 1 for t in tensors]
     return None if any([address & 15 for address in found]) else found
 
 
-class ForwardAgain:
-    """`forward_layer` for inputs of one shape, without options but lengths, whose tensors are all contiguous, aligned
-    and of the problem's dtype; initial states only in one direction.
-    """
+class Launch:
+    """A launch as it was, for tensors that lie elsewhere: it takes their addresses in the order of the kernel's
+    arguments, of a group's fields, and of what a field holds."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        config: Config,
-        weights: Sequence[torch.Tensor],
-        results: tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals],
-        groups: dict[str, Any],
-        *,
-        batch_first: bool,
-    ) -> None:
-        """From a call's weights, results and the groups of its only launch. Raises LookupError where it cannot be
-        repeated."""
-        y, final, residuals = results
-        self.which = problem, config, y.device, None
+    def __init__(self, problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
+        """From the groups of a launch. Raises LookupError where its kernel is not remembered."""
+        self.which = problem, config, device, None
         self.launcher = current_launcher(*self.which)
         remembered = self.launcher.remembered(groups)
         if remembered is None:
             raise LookupError
         self.found, self.arguments = remembered
-        self.problem, self.batch_first = problem, batch_first
-        self.y, self.final = y.shape, (final[0].shape,) * len(final)
-        self.kept, saved = len(residuals.kept), residuals.saved
-        self.saved = None if saved is None else saved.shape
-        self.inner = residuals.inner is not None
-        # As in `forward_layer`: in a single step of one product nobody reads what the team publishes.
-        waits = self.launcher.cooperative and config.exchange == "dataflow"
-        self.waits = waits and (groups["T"] > 1 or self.inner)
-        gx, layer = groups["gx"], groups["layer"]
-        self.gx_strides, self.projected = tuple(gx[1:]), gx.ptr.numel() * gx.ptr.element_size()
-        self.each, self.has_bias = len(weights) // problem.directions, layer.b_hh is not None
-        self.has_own = layer.parameters is not None
-        self.one_gemm = problem.directions == 1 and weights[0].shape[0] % 16 == 0
-        self.places = [self.launcher.names.index(name) for name in ("gx", "layer", "states", "out", "rows")]
-        initial, addresses = groups["states"].initial, addresses_of(weights)
-        if addresses is None:
-            raise LookupError
-        again = self._arguments(gx.ptr, addresses, initial, y, final, residuals, groups["rows"].lengths)
-        if again != self.arguments:
+        self.addresses: list[int] = []
+        """What this launch was given."""
+        self._others: list[Any] = []
+        """Fields that are no addresses."""
+        self._tuples: list[itemgetter[Any]] = []
+        """Fields that are several, as what picks them out of all addresses."""
+        placed = [
+            (place, [self._placed(*field) for field in zip(groups[name], argument, strict=True)])
+            for place, (name, argument) in enumerate(zip(self.launcher.names, self.arguments, strict=True))
+            if isinstance(argument, tuple) and len(argument) > 1  # itemgetter makes no tuple of one
+        ]
+        begins = 0, len(self.addresses), len(self.addresses) + len(self._others)
+        self._groups = [
+            (place, itemgetter(*[begins[kind] + number for kind, number in fields]))
+            for place, fields in placed
+            if any(kind != OTHER for kind, _ in fields)
+        ]
+
+    def _placed(self, field: Any, argument: Any) -> tuple[int, int]:
+        """In which of the three lists a group's field is, and where."""
+        if isinstance(field, Tensor):
+            self.addresses.append(argument)
+            return ADDRESS, len(self.addresses) - 1
+        if isinstance(field, tuple):
+            begin = len(self.addresses)
+            self.addresses += argument
+            self._tuples.append(itemgetter(slice(begin, len(self.addresses))))
+            return TUPLE, len(self._tuples) - 1
+        self._others.append(argument)
+        return OTHER, len(self._others) - 1
+
+    def check(self, addresses: Sequence[int]) -> None:
+        """Raise LookupError unless this launch's tensors, named in this order, are what it was given."""
+        if addresses != self.addresses:
             raise LookupError
 
     def holds(self) -> bool:
+        """Whether the same kernel would be launched today."""
+        return current_launcher(*self.which) is self.launcher
+
+    def __call__(self, addresses: Sequence[int]) -> None:
+        values: tuple[Any, ...] = (*addresses, *self._others)
+        values += tuple([pick(values) for pick in self._tuples])
+        arguments = [*self.arguments]
+        for place, pick in self._groups:
+            arguments[place] = pick(values)
+        self.launcher.repeat(self.found, arguments)
+
+
+class ForwardAgain:
+    """`forward_layer`."""
+
+    def __init__(
+        self,
+        groups: dict[str, Any],
+        problem: Problem,
+        config: Config,
+        keep: Keep,
+        weights: Sequence[Tensor],
+        results: tuple[Tensor, tuple[Tensor, ...], Residuals],
+        batch_first: bool,
+    ) -> None:
+        """From a pass's launch, flat weights and results. Raises LookupError where it cannot be repeated."""
+        y, final, _ = results
+        self.launch = Launch(problem, config, y.device, groups)
+        self.problem, self.batch_first = problem, batch_first
+        self.needs = needs_of(problem, config, keep)
+        self.y, self.state = y.shape, final[0].shape
+        self.waits = self.needs.waits_for(groups["T"])
+        gx, addresses = groups["gx"].ptr, addresses_of(weights)
+        self.projected = gx.numel() * gx.element_size()
+        if addresses is None:
+            raise LookupError
+        self.launch.check(self._order(gx, addresses, groups["states"].initial or (), results, groups["rows"].lengths))
+
+    def holds(self) -> bool:
         """Whether the same kernel would be launched today, on all steps at once."""
-        return current_launcher(*self.which) is self.launcher and self.projected <= chunks.CHUNK_BYTES
+        return self.projected <= chunks.CHUNK_BYTES and self.launch.holds()
 
     def __call__(
         self,
-        x: torch.Tensor,
-        weights: Sequence[torch.Tensor],
+        x: Tensor,
+        weights: Sequence[LayerWeights],
         addresses: Sequence[int],
-        initial: Sequence[torch.Tensor] | None,
-        lengths: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals]:
-        """What `forward_layer` returns.
+        initial: Sequence[Tensor],
+        extras: Extras,
+    ) -> tuple[Tensor, tuple[Tensor, ...], Residuals]:
+        """What `forward_layer` returns. addresses: `addresses_of` the flat weights; initial: empty for zeros."""
+        results = y, _, residuals = allocate(self.needs, x, self.y, self.state)
+        if self.waits or extras.lengths is not None:
+            fill(y, residuals, extras, waits=self.waits)
+        gx = project_once(self.problem, x, weights)
+        if gx is None:
+            gx = project_input(self.problem, x, weights, batch_first=self.batch_first)
+        self.launch(self._order(gx, addresses, initial, results, extras.lengths))
+        return results
 
-        weights, addresses: those of every direction in turn, and `addresses_of` them; lengths: [B] int32, aligned.
-        """
-        y = x.new_empty(self.y)
-        final = tuple([x.new_empty(shape) for shape in self.final])
-        residuals = NO_RESIDUALS
-        if self.kept or self.saved or self.inner:
-            residuals = Residuals(
-                tuple([torch.empty_like(y) for _ in range(self.kept)]),
-                None if self.saved is None else x.new_empty(self.saved),
-                torch.empty_like(y) if self.inner else None,
-            )
-        if self.waits or lengths is not None:
-            extras = Extras(lengths)
-            for tensor in (y, *residuals.kept, residuals.inner):
-                if tensor is not None:
-                    fill_channel(tensor, extras, sentinel=self.waits and (tensor is y or tensor is residuals.inner))
-        gx = self._project(x, weights)
-        self.launcher.repeat(self.found, self._arguments(gx, addresses, initial, y, final, residuals, lengths))
-        return y, final, residuals
-
-    def _project(self, x: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """`project_input`; its strides are known."""
-        if self.one_gemm and in_precision(self.problem, x.device) is AS_IT_IS:
-            return linear(x, weights[0], weights[2] if self.has_bias else None)
-        end = 4 if self.has_bias else 2
-        rest = (None,) * (4 - end)
-        each = [LayerWeights(*weights[i : i + end], *rest) for i in range(0, len(weights), self.each)]
-        return project_input(self.problem, x, each, batch_first=self.batch_first)
-
-    def _arguments(
+    def _order(
         self,
-        gx: torch.Tensor,
+        gx: Tensor,
         weights: Sequence[int],
-        initial: Sequence[torch.Tensor] | None,
-        y: torch.Tensor,
-        final: Sequence[torch.Tensor],
-        residuals: Residuals,
-        lengths: torch.Tensor | None,
-    ) -> list[Any]:
-        """A launch's arguments with these addresses."""
-        arguments = [*self.arguments]
-        at_gx, at_layer, at_states, at_out, at_rows = self.places
-        each, (kept, saved, inner, _) = self.each, residuals
-        arguments[at_gx] = (gx.data_ptr(), *self.gx_strides)
-        arguments[at_layer] = (
-            tuple(weights[1::each]),
-            tuple(weights[3::each]) if self.has_bias else None,
-            tuple(weights[each - 1 :: each]) if self.has_own else None,
-        )
-        arguments[at_states] = (
-            tuple([state.data_ptr() for state in initial]) if initial else None,
-            tuple([state.data_ptr() for state in final]),
-            None,
-        )
-        arguments[at_out] = (
-            y.data_ptr(),
-            tuple([state.data_ptr() for state in kept]) if kept else None,
-            None if saved is None else saved.data_ptr(),
-            None if inner is None else inner.data_ptr(),
-            None,
-        )
-        if lengths is not None:
-            arguments[at_rows] = (lengths.data_ptr(), None)
-        return arguments
+        initial: Sequence[Tensor],
+        results: tuple[Tensor, tuple[Tensor, ...], Residuals],
+        lengths: Tensor | None,
+    ) -> list[int]:
+        """The launch's addresses."""
+        y, final, (kept, saved, inner, _) = results
+        each = len(weights) // self.problem.directions
+        w_hh, b_hh = weights[1::each], weights[3::each] if each > 3 else ()
+        own = weights[each - 1 :: each] if each % 2 else ()  # biases come in pairs
+        tensors = [*initial, *final, y, *kept, saved, inner, lengths]
+        return [gx.data_ptr(), *w_hh, *b_hh, *own, *[t.data_ptr() for t in tensors if t is not None]]
 
 
-def forward_again(
-    problem: Problem,
-    config: Config,
-    weights: Sequence[torch.Tensor],
-    results: tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals],
-    launches: Sequence[dict[str, Any]],
-    *,
-    batch_first: bool,
-) -> ForwardAgain | None:
-    """What repeats a call of `forward_layer` that gave these results by these launches; None where nothing can."""
-    if len(launches) != 1:
-        return None
-    try:
-        return ForwardAgain(problem, config, weights, results, launches[0], batch_first=batch_first)
-    except LookupError:
-        return None
+class BackwardAgain:
+    """`backward_layer`, the same gradients given and wanted, of a cell without numbers of its own whose v was saved."""
+
+    def __init__(
+        self,
+        groups: dict[str, Any],
+        problem: Problem,
+        config: Config,
+        given: GivenBackwards,
+        wanted: Wanted,
+        batch_first: bool,
+    ) -> None:
+        """From a pass's launch and what it was given. Raises LookupError where it cannot be repeated."""
+        out, d_initial = groups["out"], groups["gradients"].initial or ()
+        self.launch = Launch(problem, config, given.y.device, groups)
+        self.problem, self.wanted, self.batch_first = problem, wanted, batch_first
+        self.kinds = [(w.dtype, w.shape) for w in given.weights]
+        self.waits = config.regime == "cooperative" and config.exchange == "dataflow"
+        self.da, self.splits = out.da.shape, out.dx is not None
+        self.initial = [state.shape for state in d_initial]
+        self.keeps_inner = find_cell(problem.cell).inner is not None
+        addresses, lengths = [w.data_ptr() for w in given.weights], groups["rows"].lengths
+        self.launch.check(self._order(given, addresses, d_initial, out.da, out.dx, lengths))
+
+    def holds(self, weights: Sequence[Tensor]) -> bool:
+        """Whether the same kernel would be launched today, for weights of the same kind."""
+        return self.launch.holds() and [(w.dtype, w.shape) for w in weights] == self.kinds
+
+    def __call__(
+        self, given: GivenBackwards, weights: Sequence[LayerWeights], addresses: Sequence[int], extras: Extras
+    ) -> Gradients:
+        """What `backward_layer` returns. weights, addresses: the flat ones by direction, and `addresses_of` them."""
+        y = given.y
+        da = y.new_empty(self.da)
+        dx = torch.empty_like(da) if self.splits else None
+        d_initial = tuple([y.new_empty(shape) for shape in self.initial])
+        if self.waits or extras.lengths is not None:
+            fill_channel(da, extras, sentinel=self.waits)
+            if dx is not None:
+                fill_channel(dx, extras, sentinel=False)
+        self.launch(self._order(given, addresses, d_initial, da, dx, extras.lengths))
+        inner = given.residuals[-1] if self.keeps_inner else None
+        history = History(y, inner, given.initial or None, extras, reverse=False)
+        into = da if dx is None else dx
+        more: dict[str, Any] = {"batch_first": self.batch_first, "wanted": self.wanted}
+        grad_x, of_weights = gradients_of_weights(self.problem, given.x, weights, history, da, into, **more)
+        if self.launch.launcher.cooperative:
+            raise_if_stalled(y.device)  # nothing may be launched after a backward pass that would say so
+        return Gradients(grad_x, of_weights, d_initial)
+
+    def _order(
+        self,
+        given: GivenBackwards,
+        weights: Sequence[int],
+        d_initial: Sequence[Tensor],
+        da: Tensor,
+        dx: Tensor | None,
+        lengths: Tensor | None,
+    ) -> list[int]:
+        """The launch's addresses."""
+        _, _, initial, y, residuals, dy, d_final = given
+        kept = residuals[:-1] if self.keeps_inner else residuals
+        each = len(weights) // self.problem.directions
+        before, after = [dy, *d_final, *d_initial], [*initial, y, *kept, da, dx, lengths]
+        return [
+            *[t.data_ptr() for t in before if t is not None],
+            *weights[1::each],
+            *[t.data_ptr() for t in after if t is not None],
+        ]

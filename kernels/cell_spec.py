@@ -28,6 +28,7 @@ class CellSpec:
     gate_names:      names of the first tiles of v, for those who look at gates.
     normalised:      whether the functions take means over all units of a head (see `normalise`): p then ends with each
                      unit's share in one, a head runs in one program, and v is always worked out again.
+    bounded:         whether h is finite wherever the gradient of its step is.
     """
 
     name: str
@@ -47,6 +48,7 @@ class CellSpec:
     outer_gates: int = 0
     gate_names: tuple[str, ...] = ()
     normalised: bool = False
+    bounded: bool = False
 
     @property
     def cache_key(self) -> str:
@@ -81,6 +83,7 @@ _RNN = CellSpec(
     gradients=cell_math.rnn_gradients,
     activation="tanh",
     recurrent_activation="sigmoid",
+    bounded=True,
 )
 _GRU = CellSpec(
     "gru",
@@ -95,6 +98,7 @@ _GRU = CellSpec(
     activation="tanh",
     recurrent_activation="sigmoid",
     gate_names=("r", "z", "n"),
+    bounded=True,
 )
 _LSTM = CellSpec(
     "lstm",
@@ -109,13 +113,14 @@ _LSTM = CellSpec(
     activation="tanh",
     recurrent_activation="sigmoid",
     gate_names=("i", "f", "g", "o"),
+    bounded=True,
 )
 
 CELLS: dict[str, CellSpec] = {
     spec.name: spec
     for spec in (
         _RNN,
-        replace(_RNN, name="rnn_relu", activation="relu"),
+        replace(_RNN, name="rnn_relu", activation="relu", bounded=False),
         _GRU,
         replace(
             _GRU,
@@ -194,5 +199,5 @@ def find_cell(name: str) -> CellSpec:
         match = _WITH_ACTIVATIONS.fullmatch(name)
         if match is None or not (family := find_cell(match[1])).activation:
             raise KeyError(name)
-        spec = replace(family, name=name, activation=match[2], recurrent_activation=match[3])
+        spec = replace(family, name=name, activation=match[2], recurrent_activation=match[3], bounded=False)
     return spec

@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import linear
 
 from .alignment import empty_rows, in_sixteens
 from .cell_spec import find_cell
@@ -75,13 +76,16 @@ class History(NamedTuple):
     def walks_back(self, direction: int) -> bool:
         return direction == 1 or self.reverse
 
-    def shifts(self, direction: int) -> bool:
-        """Whether h before a step, as far as the step's gradient is not zero, is that of its neighbour in memory: zero
-        past a row's end, where the other direction starts."""
+    def shifts(self, direction: int, *, bounded: bool) -> bool:
+        """Whether h before a step is that of its neighbour in memory, or the step's gradient is zero and that h finite.
+
+        bounded:  see `CellSpec`. With lengths the step after a row's last one, where the gradient is zero, has the last
+                  one's h for a neighbour.
+        """
         extras = self.extras
         if extras.resets is not None or extras.starts is not None:
             return False
-        return extras.lengths is None or self.initial is None or not self.walks_back(direction)
+        return extras.lengths is None or (self.initial is None if self.walks_back(direction) else bounded)
 
     def of(self, tensor: torch.Tensor, direction: int, hidden: int) -> torch.Tensor:
         """A direction's own part of a tensor as `sent`."""
@@ -115,19 +119,29 @@ def project_input(
     Of a packed x, [rows, I], it is [D, rows, G * H].
     """
     packed = x.dim() == 2
+    if (gx := project_once(problem, x, weights)) is not None:
+        gx = gx.unsqueeze(0)
+        return gx.transpose(1, 2) if batch_first and not packed else gx
     if not packed and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
         x, batch_first = x.transpose(0, 1), not batch_first
     width = weights[0].w_ih.shape[0]
     with in_precision(problem, x.device):
-        if len(weights) == 1 and width % 16 == 0 and x.is_contiguous():
-            # The addmm of the rows below, through less Python: 3 us instead of 7.
-            gx = torch.nn.functional.linear(x, weights[0].w_ih, weights[0].b_ih).unsqueeze(0)
-        else:
-            rows = x.reshape(-1, x.shape[-1])
-            gx = empty_rows(x, len(weights), *x.shape[:-1], width)
-            for out, w in zip(gx.flatten(1, -2), weights, strict=True):
-                _linear(rows, w.w_ih, w.b_ih, out)
+        rows = x.reshape(-1, x.shape[-1])
+        gx = empty_rows(x, len(weights), *x.shape[:-1], width)
+        for out, w in zip(gx.flatten(1, -2), weights, strict=True):
+            _linear(rows, w.w_ih, w.b_ih, out)
     return gx.transpose(1, 2) if batch_first and not packed else gx
+
+
+def project_once(problem: Problem, x: torch.Tensor, weights: Sequence[LayerWeights]) -> torch.Tensor | None:
+    """W_ih x + b_ih laid out as x where the addmm of x's rows can be had through less Python, 3 us and not 7."""
+    w_ih, _, b_ih, *_ = weights[0]
+    if len(weights) > 1 or w_ih.shape[0] % 16 or not x.is_contiguous():
+        return None
+    if (precision := in_precision(problem, x.device)) is AS_IT_IS:
+        return linear(x, w_ih, b_ih)
+    with precision:
+        return linear(x, w_ih, b_ih)
 
 
 def project_state(
@@ -147,20 +161,22 @@ def project_state(
                 project(history.before(direction, hidden), w.w_hh, w.b_hh, out)
                 continue
             first, rest, before, h_0 = _shifted(history, direction, hidden)
-            of_steps = out.view(*sent.shape[:2], -1)
-            project(before, w.w_hh, w.b_hh, of_steps[rest].flatten(0, 1))
-            project(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, of_steps[first])
+            project(before, w.w_hh, w.b_hh, out[rest])
+            project(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, out[first])
     return ga
 
 
-def _shifted(history: History, direction: int, hidden: int) -> tuple[int, slice, torch.Tensor, torch.Tensor | None]:
-    """For full sequences, without a copy of all h: a direction's first step, the other steps, h before each of those
-    [(T - 1) * B, H], and h before the first [B, H] or None."""
-    own = history.of(history.sent, direction, hidden)
+def _shifted(history: History, direction: int, hidden: int) -> tuple[slice, slice, torch.Tensor, torch.Tensor | None]:
+    """Where h before a step is its neighbour (`History.shifts`), of all T * B rows: those of a direction's first step,
+    the other steps', h before each of these [(T - 1) * B, H], without a copy, and h before the first [B, H] or None."""
+    sent, lengths = history.sent, history.extras.lengths
+    own, batch_size = history.of(sent.view(-1, sent.shape[-1]), direction, hidden), sent.shape[1]
     h_0 = history._through_dropout(None if history.initial is None else history.initial[0], direction)
+    if h_0 is not None and lengths is not None:
+        h_0 = h_0.masked_fill((lengths == 0).unsqueeze(1), 0)  # of a row without steps: it may be anything
     if history.walks_back(direction):
-        return own.shape[0] - 1, slice(0, -1), own[1:].reshape(-1, hidden), h_0
-    return 0, slice(1, None), own[:-1].reshape(-1, hidden), h_0
+        return slice(-batch_size, None), slice(-batch_size), own[batch_size:], h_0
+    return slice(batch_size), slice(batch_size, None), own[:-batch_size], h_0
 
 
 def gradients_of_weights(
@@ -178,57 +194,66 @@ def gradients_of_weights(
 
     da, dx:  of W_hh h and of W_ih x: [T, B, D * G * H] or packed [rows, D * G * H], by heads (see `loop.groups`).
     """
-    hidden, rows, heads = problem.hidden_size, weights[0].w_hh.shape[0], problem.num_heads
-    rows_of_x = (x.transpose(0, 1) if batch_first and x.dim() == 3 else x).reshape(-1, x.shape[-1])
+    hidden, width, heads = problem.hidden_size, weights[0].w_hh.shape[0], problem.num_heads
+    in_time = x.transpose(0, 1) if batch_first and x.dim() == 3 else x
+    rows_of_x = (_without_padding(in_time, history.extras) if wanted.w_ih else in_time).reshape(-1, x.shape[-1])
+    da_rows = da.view(-1, da.shape[-1])
+    dx_rows = da_rows if dx is da else dx.view(-1, dx.shape[-1])
     grad_x = None
     found = []
     with in_precision(problem, da.device):
         for direction, w in enumerate(weights):
-            columns = slice(direction * rows, (direction + 1) * rows)
-            da_d, dx_d = (da, dx) if len(weights) == 1 else (da[..., columns], dx[..., columns])
-            dx_d = dx_d.reshape(-1, rows)
+            da_d, dx_d = da_rows, dx_rows
+            if len(weights) > 1:
+                columns = slice(direction * width, (direction + 1) * width)
+                da_d, dx_d = da_rows[:, columns], dx_rows[:, columns]
             b_ih = by_gates(dx_d.sum(0), heads, hidden) if wanted.b_ih and w.b_ih is not None else None
             b_hh = None
             if wanted.b_hh and w.b_hh is not None:
                 same = dx is da and b_ih is not None
-                b_hh = b_ih.clone() if same else by_gates(da_d.reshape(-1, rows).sum(0), heads, hidden)  # type: ignore[union-attr]
-            found.append(
-                WeightGradients(
-                    by_gates(dx_d.t() @ rows_of_x, heads, hidden) if wanted.w_ih else None,
-                    _gradient_of_w_hh(problem, history, direction, da_d, hidden) if wanted.w_hh else None,
-                    b_ih,
-                    b_hh,
-                )
-            )
+                b_hh = b_ih.clone() if same else by_gates(da_d.sum(0), heads, hidden)  # type: ignore[union-attr]
+            of_w_ih = by_gates(torch.mm(dx_d.t(), rows_of_x), heads, hidden) if wanted.w_ih else None
+            w_hh = _gradient_of_w_hh(problem, history, direction, da_d, hidden) if wanted.w_hh else None
+            found.append(WeightGradients(of_w_ih, w_hh, b_ih, b_hh))
             if wanted.x:
                 w_ih = by_heads(w.w_ih, heads, hidden)
-                grad_x = dx_d @ w_ih if grad_x is None else torch.addmm(grad_x, dx_d, w_ih)
+                grad_x = torch.mm(dx_d, w_ih) if grad_x is None else torch.addmm(grad_x, dx_d, w_ih)
     if grad_x is not None:
         grad_x = grad_x.view(*da.shape[:-1], x.shape[-1])
         grad_x = grad_x.transpose(0, 1) if batch_first and x.dim() == 3 else grad_x
     return grad_x, found
 
 
+def _without_padding(x: torch.Tensor, extras: Extras) -> torch.Tensor:
+    """x [T, B, I], zero past the rows' ends: what lies there may be NaN, which a gradient of zero does not mend."""
+    if extras.lengths is None or extras.starts is not None:
+        return x
+    past = torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= extras.lengths
+    return x.masked_fill(past.unsqueeze(2), 0)
+
+
 def _gradient_of_w_hh(
     problem: Problem, history: History, direction: int, da: torch.Tensor, hidden: int
 ) -> torch.Tensor:
-    """da^T times what W_hh multiplied, over all steps."""
+    """da^T [G * H, rows] times what W_hh multiplied, over all steps."""
     cell, heads = find_cell(problem.cell), problem.num_heads
-    rows = da.shape[-1]
-    if cell.inner is not None or not history.shifts(direction):
-        before, flat = history.before(direction, hidden), da.reshape(-1, rows)
-        if cell.inner is None:
-            return of_w_hh(sums_of_products(flat, before, heads), heads, hidden)
+    if cell.inner is not None:
         assert history.inner is not None
         inner = history.of(history.inner, direction, hidden).reshape(-1, hidden)
         # Columns of the outer and of the inner gates, in every head.
-        first, last = flat.unflatten(1, (heads, -1)).split_with_sizes(
+        first, last = da.unflatten(1, (heads, -1)).split_with_sizes(
             [cell.outer_gates * problem.head_size, (cell.gates - cell.outer_gates) * problem.head_size], dim=2
         )
+        before = history.before(direction, hidden)
         both = sums_of_products(first, before, heads), sums_of_products(last, inner, heads)
         return of_w_hh(torch.cat(both, dim=-2), heads, hidden)
+    if not history.shifts(direction, bounded=cell.bounded):
+        return of_w_hh(sums_of_products(da, history.before(direction, hidden), heads), heads, hidden)
     at, rest, before, h_0 = _shifted(history, direction, hidden)
-    sums = sums_of_products(da[rest].reshape(-1, rows), before, heads)
+    if not len(before):  # a single step
+        sums = None if h_0 is None else sums_of_products(da, h_0, heads)
+        return da.new_zeros(da.shape[1], hidden // heads) if sums is None else of_w_hh(sums, heads, hidden)
+    sums = sums_of_products(da[rest], before, heads)
     if h_0 is not None:
         sums = sums_of_products(da[at], h_0, heads, sums)
     return of_w_hh(sums, heads, hidden)

@@ -104,6 +104,7 @@ class Interpreter:
             raise RuntimeError(TOO_LARGE)
         seed = self.seed + self.launches
         self.launches += 1
+        launch = self.launches
         scheduler = SCHEDULERS[self.scheduler](random.Random(seed))
         coroutines = Coroutines(scheduler, raise_on_deadlock=self.raise_on_deadlock, most_turns=self.most_turns)
         memory = Memory(
@@ -128,7 +129,7 @@ class Interpreter:
             try:
                 coroutines.run([(index, body) for index in range(grid)], self.turns, self.late)
             except (RaceError, OutOfBoundsError, DeadlockError) as error:
-                raise type(error)(f"{error}; launch {self.launches} of {self.replay}") from error
+                raise type(error)(f"{error}; launch {launch} of {self.replay}") from error
             finally:
                 self.trace += coroutines.trace
 

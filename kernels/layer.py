@@ -111,8 +111,7 @@ def forward_layer(
     y, final, residuals = allocate(needs, x, (*rows, width), (directions, batch_size, problem.hidden_size))
     if batch_size == 0:
         return y, final, residuals
-    # In a single step of one product nobody reads what the team publishes.
-    waits = needs.waits and (steps > 1 or residuals.inner is not None)
+    waits = needs.waits_for(steps)
     if waits or extras.lengths is not None:
         fill(y, residuals, extras, waits=waits)
     layer = weights_of(weights, with_bias=True)

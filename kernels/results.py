@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -38,7 +39,8 @@ class Needs(NamedTuple):
     """The memory of a forward pass besides gx and y, whatever its length and batch size: how many final states and kept
     states, tiles of v (0: none), and whether what the second product multiplies and h times dropout lie in memory.
 
-    waits:  a team of several programs finds out in memory what has been published.
+    residuals:  whether any of the latter four is asked for.
+    waits:      a team of several programs finds out in memory what has been published.
     """
 
     states: int
@@ -46,45 +48,47 @@ class Needs(NamedTuple):
     saved: int
     inner: bool
     sent: bool
+    residuals: bool
     waits: bool
 
-    @property
-    def anything_else(self) -> bool:
-        return bool(self.kept or self.saved or self.inner or self.sent)
+    def waits_for(self, steps: int) -> bool:
+        """Whether anybody waits in so many steps: in one of one product nobody reads what the team publishes."""
+        return self.waits and (steps > 1 or self.inner)
 
 
 @lru_cache(maxsize=4096)
 def needs_of(problem: Problem, config: Config, keep: Keep) -> Needs:
     cell, cooperative = find_cell(problem.cell), config.regime == "cooperative"
     shared = writes_operands(config, keep)
+    kept = cell.states - 1 if keep != "nothing" else 0
+    saved = saved_tiles(problem) if keeps_values(problem, keep) else 0
+    inner, sent = cell.inner is not None and shared, "recurrent_dropout" in problem.features and shared
     return Needs(
         states=cell.states,
-        kept=cell.states - 1 if keep != "nothing" else 0,
-        saved=saved_tiles(problem) if keeps_values(problem, keep) else 0,
-        inner=cell.inner is not None and shared,
-        sent="recurrent_dropout" in problem.features and shared,
+        kept=kept,
+        saved=saved,
+        inner=inner,
+        sent=sent,
+        residuals=bool(kept or saved or inner or sent),
         waits=cooperative and config.exchange == "dataflow",
     )
 
 
 def allocate(
-    needs: Needs, like: torch.Tensor, shape: tuple[int, ...], of_states: tuple[int, int, int]
+    needs: Needs, like: torch.Tensor, shape: Sequence[int], of_states: Sequence[int]
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals]:
     """Memory for y of this shape, the final states [D, B, H] and what is kept, of like's dtype and device."""
     y = like.new_empty(shape)
     final = tuple([like.new_empty(of_states) for _ in range(needs.states)])
-    if not needs.anything_else:
+    if not needs.residuals:
         return y, final, NO_RESIDUALS
-    return (
-        y,
-        final,
-        Residuals(
-            tuple([torch.empty_like(y) for _ in range(needs.kept)]),
-            like.new_empty((*shape[:-1], needs.saved * shape[-1])) if needs.saved else None,
-            torch.empty_like(y) if needs.inner else None,
-            torch.empty_like(y) if needs.sent else None,
-        ),
+    residuals = Residuals(
+        tuple([torch.empty_like(y) for _ in range(needs.kept)]),
+        like.new_empty((*shape[:-1], needs.saved * shape[-1])) if needs.saved else None,
+        torch.empty_like(y) if needs.inner else None,
+        torch.empty_like(y) if needs.sent else None,
     )
+    return y, final, residuals
 
 
 def fill(y: torch.Tensor, residuals: Residuals, extras: Extras, *, waits: bool) -> None:

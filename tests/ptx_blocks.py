@@ -44,6 +44,7 @@ class Thread:
 
     writes:   (poll, address, word) that other programs make before this thread's poll of that number, counted from 1.
     ns:       what %globaltimer goes on by from poll to poll.
+    program:  what %ctaid.x says.
     """
 
     operands: Iterable[int]
@@ -94,6 +95,9 @@ def run_warp(text: str, threads: list[Thread]) -> None:
         for thread in threads:
             register[0, thread.lane] = thread.operands[i] & np.iinfo(register.dtype).max
         program.registers[slot] = register
+    slot = kernel.decoder.special.get("%ctaid.x")
+    if slot is not None:
+        program.registers[slot] = np.full_like(program.registers[slot], first.program)
     machine.ready = [Group(program, 0, lanes)]
     machine.run()
     for thread in threads:

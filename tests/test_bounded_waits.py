@@ -20,6 +20,7 @@ from holdfast.kernels.stall import describe_stall, limit_of, raise_if_stalled, s
 
 pytest.importorskip("greenlet")  # a lent machine lacks it
 
+from guards import guarded
 from schedules import EXCHANGES, LONGER, expected, poisoned, runner
 
 from holdfast.kernels.executor import executing_on
@@ -103,6 +104,25 @@ def test_a_program_that_is_killed_at_any_time(name, monkeypatch):
         assert steps, "somebody waits for every program"
         assert max(steps) < 2 * exchange.length
         assert steps[0] == 0
+
+
+@pytest.mark.parametrize("name", ["dataflow forward", "barrier forward", "dataflow two products"])
+def test_what_a_wait_in_vain_leaves_is_nan(name, monkeypatch):
+    """Where fresh memory is zero: what the others computed without the missing units, of the first step alone right."""
+    exchange = TEAMS[name]
+    right, interpreter = expected(exchange), Interpreter(3, stalled={1}, raise_on_deadlock=False, most_turns=5000)
+    interpreter.spin_limit = 60
+    with monkeypatch.context() as patch, guarded(fresh=0), executing_on(interpreter):
+        patch.setattr(launch, "raise_if_stalled", lambda device: None)
+        y, *final = runner(exchange)()
+    own = slice(0, exchange.config.BLOCK_H)
+    rows = slice(0, exchange.config.BLOCK_B)
+    if "products" not in name:  # else the first step has waited already
+        assert torch.equal(y[0, rows, own], right[0][0, rows, own])
+    assert y[1:, rows, own].isnan().all()
+    assert all(state[:, rows, own].isnan().all() for state in final)
+    with pytest.raises(holdfast.StalledError):
+        raise_if_stalled(CPU)
 
 
 def test_what_the_status_word_says():

@@ -27,8 +27,7 @@ from holdfast.bench.method import fake_driver
 from holdfast.cells.call import decision
 from holdfast.cells.ops import layer as ops
 from holdfast.kernels import launch
-from holdfast.kernels.again import ForwardAgain
-from holdfast.kernels.backward_again import BackwardAgain
+from holdfast.kernels.again import BackwardAgain, ForwardAgain
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 
@@ -464,7 +463,7 @@ def test_a_profiler_of_triton_hears_of_remembered_launches(monkeypatch):
     assert heard == ["forward"]
 
 
-# Calls that are repeated: kernels/again.py, kernels/backward_again.py.
+# Calls that are repeated: kernels/again.py.
 
 
 @pytest.fixture
@@ -630,7 +629,7 @@ def test_a_repeated_call_follows_the_launchers_device(fake, monkeypatch):
             module(x)
         assert entered == []
         monkeypatch.setattr(torch.cuda, "device", Current)
-        launcher = next(iter(decision._decided.values())).notes[0].again.launcher
+        launcher = next(iter(decision._decided.values())).notes[0].again.launch.launcher
         launcher.device = other = torch.device("cuda", 3)
         try:
             module(x)

@@ -4,6 +4,7 @@ what runs in their place, and who remembers it. In the interpreter, on the fake 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.launch import launch
+from holdfast.kernels.ptx.machine import Behaviour
 from holdfast.kernels.refused import FailedFirstUseError
 from holdfast.kernels.resources import H100, NotResidentError
 
@@ -508,6 +510,28 @@ def test_a_kernel_that_does_nothing_is_found_out():
     finally:
         torch.use_deterministic_algorithms(False)
     assert y.equal(expected(module, x)[0])
+
+
+@pytest.mark.parametrize("wrong", ["", "rcp.approx", "ex2.approx"])
+def test_a_compiled_kernel_with_a_wrong_instruction_is_found_out(wrong, monkeypatch):
+    """Triton's own PTX, executed instruction by instruction, one of them replaced."""
+    if (why := fake_driver.missing()) or torch.cuda.is_available():
+        pytest.skip(why or "the tests marked gpu launch for real")
+    decoded = fake_driver._decoded
+
+    def miscompiled(text, *more):
+        changed = re.sub(rf"{re.escape(wrong)}[.\w]*(\s+\S+,\s*\S+;)", r"mov.b32\1", text) if wrong else text
+        assert (changed != text) == bool(wrong)
+        return decoded(changed, *more)
+
+    monkeypatch.setattr(fake_driver, "_decoded", miscompiled)
+    module, x = made(holdfast.RNN)
+    with fake_driver.fake_gpu(behaviour=Behaviour(seed=2)), kernels_where_they_can(), holdfast.first_use("always"):
+        with torch.no_grad(), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            module(x)
+        assert names(module.explain(x)) == (["failed_first_use"] if wrong else [])
+    assert [w.category for w in told] == ([FirstUseWarning] if wrong else [])
 
 
 # On a GPU.

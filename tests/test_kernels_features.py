@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 
+import holdfast
 from holdfast.bench.check.features import Call, draw_call, errors_of, small_config
 from holdfast.cells.eager.activations import ACTIVATIONS
 from holdfast.kernels import gemm, layer
@@ -136,6 +137,52 @@ def test_a_row_that_has_ended_leaves_the_others_alone(regime):
     assert torch.equal(clean[0], dirty[0])
     assert (dirty[0][2:, 0] == 0).all()
     assert (dirty[0][3:, 2] == 0).all()
+
+
+def test_what_overflowed_in_a_rows_last_step_reaches_no_gradient():
+    """The step behind it has a gradient of zero, which times infinity is NaN."""
+    module, x = holdfast.RNN(3, 16, nonlinearity="relu"), torch.randn(4, 2, 3)
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(1.0)
+    x[1, 0], dy = 3e38, torch.randn(4, 2, 16)
+    gradients = []
+    for backend in ("eager", "triton"):
+        with interpret(), holdfast.backend(backend):
+            module.zero_grad()
+            y, _ = module(x, lengths=torch.tensor([2, 4]))
+            y.backward(dy)
+        assert y[1, 0].isinf().all()
+        gradients.append(module.weight_hh_l0.grad)
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True}], ids=str)
+def test_padding_reaches_no_gradient(options):
+    module, gradients = holdfast.GRU(3, 16, **options), []
+    x, past = torch.randn(4, 4, 3), torch.arange(4) >= torch.tensor([[2], [4], [0], [1]])
+    for padding in (0.0, torch.nan, torch.inf):
+        padded = torch.where((past if module.batch_first else past.t()).unsqueeze(-1), padding, x).requires_grad_()
+        with interpret(), holdfast.backend("triton"):
+            y, h = module(padded, lengths=torch.tensor([2, 4, 0, 1]))
+        gradients.append([y, h, *torch.autograd.grad(y.sum() + h.sum(), [padded, *module.parameters()])])
+    for other in gradients[1:]:
+        assert all(map(torch.equal, gradients[0], other))
+
+
+@pytest.mark.parametrize("cell", ["RNN", "LSTM"])
+def test_the_initial_state_of_a_row_without_steps_reaches_no_gradient(cell):
+    module, x = getattr(holdfast, cell)(3, 16), torch.randn(4, 2, 3)
+    h = torch.randn(1, 2, 16)
+    h[0, 1] = torch.inf
+    gradients = []
+    for backend in ("eager", "triton"):
+        module.zero_grad()
+        with interpret(), holdfast.backend(backend):
+            y, _ = module(x, (h, h) if cell == "LSTM" else h, lengths=torch.tensor([4, 0]))
+        y.sum().backward()
+        gradients.append(module.weight_hh_l0.grad)
+    assert gradients[0].isfinite().all()
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

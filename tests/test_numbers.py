@@ -13,7 +13,6 @@ import triton.language as tl
 from holdfast.bench.check.layer import Case, Layer
 from holdfast.bench.check.run import REGIMES
 from holdfast.bench.method.floor import Exchange
-from holdfast.bench.method.judge import compare_all, relative_error, worst
 from holdfast.kernels import gemm
 from holdfast.kernels import layer as kernel_layer
 from holdfast.kernels.cell_spec import CELLS
@@ -24,6 +23,7 @@ from holdfast.kernels.loop.groups import Team
 from holdfast.kernels.loop.walk import this_member
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.stall import check_stalled
+from holdfast.kernels.tolerance import compare_all, relative_error, worst
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 EVERY = [(cell, regime) for cell in CELLS for regime in REGIMES]
@@ -106,7 +106,7 @@ def _in_float32(bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 # Gates that saturate.
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("size", [100.0, 1e4])
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_saturated_gates(cell, regime, size, device):
@@ -141,7 +141,7 @@ SPECIAL = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_special_values_forwards(cell, regime, kind, device):
@@ -155,7 +155,7 @@ def test_special_values_forwards(cell, regime, kind, device):
         torch.testing.assert_close(ours[..., 0, :], torchs[..., 0, :].float(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_special_values_backwards(cell, regime, kind, device):
@@ -209,7 +209,7 @@ def of_rows(case: Case, config: Config, layer: Layer, rows, device: torch.device
     return [tensor.cpu() for tensor in (y, *final, *found.initial, da)]
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
 def test_a_row_knows_neither_its_neighbours_nor_their_number(cell, regime, dtype, device, exact_projection):

@@ -289,6 +289,9 @@ def test_extremes_pass_over_a_nan_and_know_the_sign_of_zero(kind, numbers):
     for name in ("min", "max"):
         expected = [of(name, int(x), int(y)) for x, y in zip(a, b, strict=True)]
         assert run(f"{name}.{kind}", a, b).tolist() == expected
+        nan = np.isnan([value(int(x), kind) for x in a]) | np.isnan([value(int(y), kind) for y in b])
+        assert nan.any()
+        assert run(f"{name}.NaN.{kind}", a, b).tolist() == np.where(nan, NAN[kind], expected).tolist()
         if kind != "f32":
             assert run(f"{name}.{kind}x2", a.view(np.uint32), b.view(np.uint32)).view(np.uint16).tolist() == expected
     assert (run(f"abs.{kind}", a) == (a & ~a.dtype.type(top))).all()

@@ -12,7 +12,7 @@ pytest.importorskip("greenlet")  # a lent machine lacks it
 
 from schedules import ALL_ONES, EXCHANGES, LONGER, expected, explore, gradients_of, layer_of
 
-from holdfast.bench.method.judge import compare_all, worst
+from holdfast.kernels.tolerance import compare_all, worst
 
 QUICK, MANY = 54, 1020
 """Schedules of an exchange, those of every scheduler alike."""

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ...kernels.extras import Extras
+from ...kernels.given import GivenBackwards
 from ..call.records import Call, Decision
 from .derivative import Route, run_unwatched
-from .layer import by_direction, flags_of, run_backward
+from .layer import by_direction, flat, only, run_backward
 from .options import Options
 
 if TYPE_CHECKING:
-    from ...kernels.again import ForwardAgain
-    from ...kernels.backward_again import BackwardAgain
+    from ...kernels.again import BackwardAgain, ForwardAgain
 
 
 class Layer:
@@ -30,7 +30,7 @@ class Layer:
 
     def __init__(self, again: ForwardAgain, options: Options) -> None:
         self.again, self.options = again, options
-        self.backwards: dict[Hashable, tuple[BackwardAgain, tuple[bool, ...]] | None] = {}
+        self.backwards: dict[Hashable, BackwardAgain | None] = {}
         """By which gradients are given and wanted, and the settings."""
 
     def run(
@@ -43,52 +43,37 @@ class Layer:
     ) -> list[Tensor]:
         """As `layer.run_forward`; addresses: of the weights."""
         *_, extras = arguments
-        states: Any = None if initial[0] is None else initial
-        y, final, (kept, *rest) = self.again(x, weights, addresses, states, extras.lengths)
+        states: Any = () if initial[0] is None else initial
+        own = by_direction(weights, self.options.directions)
+        y, final, (kept, *rest) = self.again(x, own, addresses, states, extras)
         return [y, *final, *kept, *[t for t in rest if t is not None]]
 
     def backward(
-        self,
-        x: Tensor,
-        weights: Sequence[Tensor],
-        initial: Sequence[Tensor],
-        y: Tensor,
-        residuals: Sequence[Tensor],
-        dy: Tensor | None,
-        d_final: Sequence[Tensor | None],
-        options: Options,
-        needs_dx: bool,
-        extras: Extras,
-        bits: int,
-    ) -> list[Tensor]:
+        self, given: GivenBackwards, options: Options, extras: Extras, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
         """As `layer.run_backward`, which takes notes at the first call of a kind."""
-        given = [gradient for gradient in d_final if gradient is not None]
+        _, weights, initial, y, _, dy, d_final = given
         settings = sys.modules["holdfast.autotune.select"].settings()
-        kind = None if dy is None else dy.stride(), len(given), needs_dx, bits, settings
-        every = (x, weights, initial, y, residuals, dy, d_final, options, needs_dx, extras, bits)
+        d_states = [gradient for gradient in d_final if gradient is not None]
+        kind = None if dy is None else dy.stride(), len(d_states), wanted, settings
         if kind not in self.backwards:
             notes: list[BackwardAgain | None] = []
-            results = run_backward(*every, notes=notes)
-            flags = flags_of(bits, len(weights) + len(initial))
-            whole = len(given) in (0, len(d_final)) and settings[0] is None and settings[2] != "tune-on-miss"
-            self.backwards[kind] = (notes[0], flags) if notes[0] is not None and whole else None
+            results = run_backward(given, options, extras, wanted, notes)
+            whole = len(d_states) in (0, len(d_final)) and settings[0] is None and settings[2] != "tune-on-miss"
+            self.backwards[kind] = notes[0] if whole else None
             return results
-        note = self.backwards[kind]
-        addresses = None if note is None else addresses_of(weights)
-        if note is None or addresses is None or not note[0].holds(weights):
-            return run_backward(*every)
-        if dy is not None and (dy.data_ptr() % 16 or dy.dtype is not y.dtype):
-            return run_backward(*every)
-        outside = [*given, *initial]
-        if outside and (addresses_of(outside) is None or any([t.dtype is not y.dtype for t in outside])):
-            return run_backward(*every)
-        again, flags = note
-        own, kept = by_direction(weights, options.directions), again.in_record(residuals)
-        found = again(x, own, addresses, initial, y, kept, dy, given, extras)
-        gradients = [g for of_w, w in zip(found.weights, own) for g, t in zip(of_w, w) if t is not None]  # noqa: B905
-        gradients += found.initial or (None,) * len(initial)
-        results = [g for g, asked in zip(gradients, flags) if asked and g is not None]  # noqa: B905
-        return [*results, found.x] if needs_dx else results  # type: ignore[list-item]
+        again, addresses = self.backwards[kind], addresses_of(weights)
+        if again is None or addresses is None or not again.holds(weights) or not _as_they_are(y, dy, d_states, initial):
+            return run_backward(given, options, extras, wanted)
+        own = by_direction(weights, options.directions)
+        return only(wanted, flat(again(given, own, addresses, extras), own, len(initial)))
+
+
+def _as_they_are(y: Tensor, dy: Tensor | None, *tensors: Sequence[Tensor]) -> bool:
+    """Whether a kernel for y reads these where they lie; dy's strides are known."""
+    if dy is not None and (dy.data_ptr() & 15 or dy.dtype is not y.dtype):
+        return False
+    return all([addresses_of(each) is not None and all([t.dtype is y.dtype for t in each]) for each in tensors])
 
 
 def addresses_of(tensors: Sequence[Tensor]) -> list[int] | None:
@@ -117,18 +102,17 @@ def repeated(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]
     finals = []
     for number, layer in enumerate(notes):
         start, end = number * each, (number + 1) * each
-        own, theirs = weights[start:end], addresses[start:end]
-        begun = None if initial is None else initial[number]
+        own, at, begun = weights[start:end], addresses[start:end], () if initial is None else initial[number]
         if decision.keep == "nothing":
-            x, final, _ = layer.again(x, own, theirs, begun, extras.lengths)
+            x, final, _ = layer.again(x, by_direction(own, layer.options.directions), at, begun, extras)
         else:
-            route = Route(partial(layer.run, theirs), layer.backward)
-            results = run_unwatched(route, x, own, begun or (), n_states, layer.options, decision.keep, extras)
+            route = Route(partial(layer.run, at), layer.backward)
+            results = run_unwatched(route, x, own, begun, n_states, layer.options, decision.keep, extras)
             x, final = results[0], results[1 : 1 + n_states]
         finals.append(final)
     y = x.transpose(0, 1) if layers.batch_first else x
     if len(finals) == 1:
-        return y, finals[0]
+        return y, tuple(finals[0])
     return y, tuple([torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True)])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from ...kernels.extras import Extras
+from ...kernels.given import GivenBackwards
 from ...kernels.refused import RefusedError
 from ..backend import current_backend
 from ..call.surroundings import watched
@@ -35,10 +36,10 @@ def differentiable_layer(
 
 
 class Route(NamedTuple):
-    """How a layer's forward and backward pass are called, with the records of `run_forward` and `run_backward`."""
+    """How a layer's forward and backward pass are called: as `layer.run_forward` and `layer.run_backward`."""
 
     forward: Callable[..., list[Tensor]]
-    backward: Callable[..., list[Tensor]]
+    backward: Callable[[GivenBackwards, Options, Extras, Sequence[bool]], list[Tensor | None]]
 
 
 def _forward_op(
@@ -47,9 +48,15 @@ def _forward_op(
     return torch.ops.holdfast.layer.default(x, weights, initial, *options, keep, *extras)
 
 
-def _backward_op(*arguments: Any) -> list[Tensor]:
-    *tensors, options, needs_dx, extras, wanted = arguments
-    return torch.ops.holdfast.layer_backward.default(*tensors, *options, needs_dx, *extras, wanted)
+def _backward_op(
+    given: GivenBackwards, options: Options, extras: Extras, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    needs_dx, *asked = wanted
+    bits = sum([1 << index for index, each in enumerate(asked) if each])
+    found = torch.ops.holdfast.layer_backward.default(*given, *options, needs_dx, *extras, bits)
+    dx = found.pop() if needs_dx else None
+    gradients = iter(found)
+    return [dx, *[next(gradients) if each else None for each in asked]]
 
 
 OPS = Route(_forward_op, _backward_op)
@@ -71,9 +78,11 @@ def run_unwatched(
 
     initial:  as of `holdfast::layer`, but empty for zeros.
     """
-    if keep != "nothing":
-        return _apply(direct, x, weights, initial, n_states, extras.reset_state or (), options, keep, extras)
-    return direct.forward(x, weights, initial or (None,) * n_states, options, keep, extras)
+    if keep == "nothing":
+        return direct.forward(x, weights, initial or (None,) * n_states, options, keep, extras)
+    # Where no transform is active Function.apply comes down to this, 3 us later.
+    arguments = (direct, options, keep, extras), (len(weights), n_states, len(initial))
+    return _APPLY(*arguments, x, *weights, *initial, *(extras.reset_state or ()))
 
 
 def _apply(
@@ -101,22 +110,20 @@ class _Layer(torch.autograd.Function):
         route, options, keep, extras = arguments
         n_weights, n_states, n_initial = counts
         weights, initial, reset_state = _parted(rest, n_weights, n_initial)
-        if extras.reset_state is not None:
+        if reset_state:
             extras = extras._replace(reset_state=reset_state)
         with torch._C._AutoDispatchBelowAutograd():
             results = route.forward(x, weights, initial or (None,) * n_states, options, keep, extras)
-        if extras.reset_state is not None:
+        if reset_state:
             extras = extras._replace(reset_state=None)
-        ctx.route, ctx.options, ctx.keep = route, options, keep
-        ctx.extras, ctx.counts, ctx.n_inputs = extras, counts, 1 + len(rest)
+        # For a GPU autograd has a thread of its own, which does not see what a `with` block around the forward pass
+        # has set: the pinned config, the interpreter.
+        ctx.told = route, options, keep, extras, counts, copy_context()
         residuals = results[1 + n_states :]
         ctx.set_materialize_grads(False)
         if residuals:
             ctx.mark_non_differentiable(*residuals)
-        ctx.save_for_backward(x, *rest, results[0], *residuals)
-        # For a GPU autograd has a thread of its own, which does not see what a `with` block around the forward pass
-        # has set: the pinned config, the interpreter.
-        ctx.settings = copy_context()
+        ctx.save_for_backward(results[0], x, *rest, *residuals)
         return tuple(results)
 
     @staticmethod
@@ -126,33 +133,36 @@ class _Layer(torch.autograd.Function):
         Where they are to be differentiated again (create_graph=True), autograd runs under vmap (is_grads_batched), or
         the GPU turns out to have no such kernel, the plain recurrence is run and differentiated in its place.
         """
-        if ctx.keep == "nothing":
+        route, options, keep, extras, (n_weights, n_states, n_initial), settings = ctx.told
+        if keep == "nothing":
             raise RuntimeError('holdfast::layer kept nothing for its backward pass: it was called with keep="nothing"')
-        n_weights, n_states, n_initial = ctx.counts
-        saved = ctx.saved_tensors
-        x, *rest = saved[: ctx.n_inputs]
-        y, *residuals = saved[ctx.n_inputs :]
-        weights, initial, reset_state = _parted(rest, n_weights, n_initial)
-        extras = ctx.extras._replace(reset_state=reset_state) if reset_state else ctx.extras
+        wanted = ctx.needs_input_grad[2:]
+        y, x, *rest = ctx.saved_tensors
+        n_inputs = len(wanted) - 1
+        weights, initial, reset_state = _parted(rest[:n_inputs], n_weights, n_initial)
+        if reset_state:
+            extras = extras._replace(reset_state=reset_state)
         dy, *d_final = grads[: 1 + n_states]
         # By compiled autograd, with grad mode on, though it cannot differentiate again. Neither the nested gradient of
         # the recurrence nor a context passes Dynamo: it went on without any gradient.
         traced = torch.compiler.is_dynamo_compiling()
         if not traced and (torch.is_grad_enabled() or _under_vmap(grads)):
-            return None, None, *_through_recurrence(x, weights, initial, dy, d_final, ctx.options, extras)
-        needs_dx, *wanted = ctx.needs_input_grad[2:]
-        bits = sum([1 << index for index, asked in enumerate(wanted) if asked])
-        run = (OPS if traced or watched() else ctx.route).backward
-        gradients = (x, weights, initial, y, residuals, dy, d_final, ctx.options, needs_dx, extras, bits)
+            return None, None, *_through_recurrence(x, weights, initial, dy, d_final, options, extras)
+        run = (OPS if traced or watched() else route).backward
+        given = GivenBackwards(x, weights, initial, y, rest[n_inputs:], dy, d_final)
         try:
-            found = run(*gradients) if traced else ctx.settings.copy().run(run, *gradients)
+            if traced:
+                found = run(given, options, extras, wanted)
+            else:
+                found = settings.copy().run(run, given, options, extras, wanted)
         except RefusedError as error:
-            if traced or not ctx.settings.copy().run(_may_fall_back, error, x.device):
+            if traced or not settings.copy().run(_may_fall_back, error, x.device):
                 raise
-            return None, None, *_through_recurrence(x, weights, initial, dy, d_final, ctx.options, extras)
-        dx = found.pop() if needs_dx else None
-        each = iter(found)
-        return None, None, dx, *(next(each) if asked else None for asked in wanted)
+            return None, None, *_through_recurrence(x, weights, initial, dy, d_final, options, extras)
+        return None, None, *found
+
+
+_APPLY = super(torch.autograd.Function, _Layer).apply  # type: ignore[misc]
 
 
 def _may_fall_back(error: RefusedError, device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...autotune import current_mode
 from ...kernels.extras import Extras, is_one_number
+from ...kernels.given import GivenBackwards
 from ...kernels.problem import Phase, Problem
 from ...kernels.refused import FailedFirstUseError
 from ..backend import current_backend
@@ -26,12 +27,11 @@ from .options import Options, dtype_named, schema, told, told_wanted
 from .plain import plain_layer
 
 if TYPE_CHECKING:
-    from ...kernels.again import ForwardAgain
-    from ...kernels.backward_again import BackwardAgain
+    from ...kernels.again import BackwardAgain, ForwardAgain
     from ...kernels.config import Config
     from ...kernels.gemm import Wanted
     from ...kernels.kept import Keep
-    from ...kernels.layer import LayerWeights
+    from ...kernels.layer import Gradients, LayerWeights
 
 
 def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
@@ -56,7 +56,7 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
         return run_forward(x, weights, initial, options, keep, extras)
     except FailedFirstUseError as error:
         _may_fall_back(error, x.device)
-        results = plain_layer(x, weights, given(initial) or (), options, dtype_named(options.dtype), extras)
+        results = plain_layer(x, weights, none_or_all(initial) or (), options, dtype_named(options.dtype), extras)
         # Shaped as the graph expects them; the backward pass goes through plain ops as well and reads none.
         return results + [t.zero_() for t in fake_layer(x, weights, initial, *arguments)[len(results) :]]
 
@@ -77,16 +77,16 @@ def run_forward(
     notes: list[ForwardAgain | None] | None = None,
 ) -> list[Tensor]:
     """`layer` with its arguments in their records; notes: gets what repeats the call, None where nothing can."""
-    states = given(initial)
+    states = none_or_all(initial)
     problem, config = _chosen(x, weights, options, extras, "forward", keep, (states is not None,))
     launches: list[dict[str, Any]] | None = None if notes is None else []
     own, batch_first = by_direction(weights, options.directions), options.batch_first
     more = {"batch_first": batch_first, "keep": keep, "extras": extras, "noted": launches}
     y, final, residuals = results = _kernels().forward_layer(problem, config, x, own, states, **more)
     if notes is not None:
-        from ...kernels.again import forward_again
+        from ...kernels.again import ForwardAgain, noted
 
-        notes.append(forward_again(problem, config, weights, results, launches or [], batch_first=batch_first))
+        notes.append(noted(ForwardAgain, launches or (), problem, config, keep, weights, results, batch_first))
     if keep == "nothing":
         return [y, *final]
     _select().remember_pin(y)
@@ -140,45 +140,43 @@ def layer_backward(
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
     options, needs_dx, extras = told(arguments)
-    bits, select = told_wanted(arguments), _select()
-    # The op's forward pass then kept nothing that a kernel could go on with.
-    if not select.failed_here(options.problem(x, weights, extras, "forward"), x.device):
+    wanted = needs_dx, *flags_of(told_wanted(arguments), len(weights) + len(initial) + len(extras.reset_state or ()))
+    # Of a forward pass that failed its first use: it kept nothing that a kernel could go on with.
+    if not _select().failed_here(options.problem(x, weights, extras, "forward"), x.device):
         try:
-            return run_backward(x, weights, initial, y, residuals, dy, d_final, options, needs_dx, extras, bits)
+            given = GivenBackwards(x, weights, initial, y, residuals, dy, d_final)
+            return _of_op(run_backward(given, options, extras, wanted))
         except FailedFirstUseError as error:
             _may_fall_back(error, x.device)
-    flags = (needs_dx, *flags_of(bits, len(weights) + len(initial) + len(extras.reset_state or ())))
-    dx, *rest = plain_gradients(x, weights, initial, dy, d_final, options, extras, flags)
-    return [*(g for g in rest if g is not None), *([dx] if dx is not None else [])]
+    return _of_op(plain_gradients(x, weights, initial, dy, d_final, options, extras, wanted))
+
+
+def _of_op(gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """As the op returns them: those that are, that of x last."""
+    dx, *each = gradients
+    return [gradient for gradient in (*each, dx) if gradient is not None]
 
 
 def run_backward(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    initial: Sequence[Tensor],
-    y: Tensor,
-    residuals: Sequence[Tensor],
-    dy: Tensor | None,
-    d_final: Sequence[Tensor | None],
+    given: GivenBackwards,
     options: Options,
-    needs_dx: bool,
     extras: Extras,
-    bits: int,
+    wanted: Sequence[bool],
     notes: list[BackwardAgain | None] | None = None,
-) -> list[Tensor]:
-    """`layer_backward` with its arguments in their records; bits: which gradients are wanted; notes: as for
-    `run_forward`."""
+) -> list[Tensor | None]:
+    """`layer_backward` with its arguments in their records: the gradients of x, the weights, the initial states and the
+    reset state, None for those that are not wanted; notes: as for `run_forward`."""
     kernels, pin_of = _kernels(), _select().pin_of
-    spec, rest = kernels.find_cell(options.cell), list(residuals)
+    x, weights, initial, y, residuals, dy, d_final = given
+    spec, rest, reset_state = kernels.find_cell(options.cell), list(residuals), extras.reset_state or ()
     sent = rest.pop() if extras.dropout is not None else None
     inner = rest.pop() if spec.inner is not None else None
     saved = rest.pop() if len(rest) == spec.states else None
     kept = kernels.Residuals(tuple(rest), saved, inner, sent)
     keep: Keep = "recompute" if saved is None else "save"
-    own, like = by_direction(weights, options.directions), (*weights, *initial, *(extras.reset_state or ()))
-    flags = flags_of(bits, len(like))
-    wanted = _wanted(needs_dx, flags, len(weights), len(initial), options.directions)
-    there = bool(initial), dy is not None, tuple([d is not None for d in d_final]), wanted
+    own, batch_first = by_direction(weights, options.directions), options.batch_first
+    of_kinds = _wanted(tuple(wanted), len(weights), len(initial), options.directions)
+    there = bool(initial), dy is not None, tuple([d is not None for d in d_final]), of_kinds
     pin = pin_of(y)
     if pin is None:
         problem, config = _chosen(x, weights, options, extras, "backward", keep, there)
@@ -186,27 +184,30 @@ def run_backward(
         problem, config = options.problem(x, weights, extras, "backward"), pin
         with _select().pinned(pin):
             _try(problem, config, keep, weights, options, extras, there, x.device)
-    batch_first = options.batch_first
     launches: list[dict[str, Any]] | None = None if notes is None else []
-    more = {"batch_first": batch_first, "wanted": wanted, "extras": extras, "noted": launches}
+    more = {"batch_first": batch_first, "wanted": of_kinds, "extras": extras, "noted": launches}
     found = kernels.backward_layer(problem, config, x, own, initial or None, y, kept, dy, d_final, **more)
     if notes is not None:
-        from ...kernels.backward_again import backward_again
+        from ...kernels.again import BackwardAgain, noted
 
-        again = backward_again(problem, config, weights, y, dy, launches or [], wanted, batch_first=batch_first)
-        notes.append(again)
-    gradients = [g for of_w, w in zip(found.weights, own) for g, t in zip(of_w, w) if t is not None]  # noqa: B905  0.5 us
-    if initial:
-        gradients += found.initial or (None,) * spec.states
-    if extras.reset_state:
-        gradients += found.reset_state or (None,) * spec.states
-    if found.x is not None:
-        gradients, like, flags = [*gradients, found.x], (*like, x), (*flags, True)
+        notes.append(noted(BackwardAgain, launches or (), problem, config, given, of_kinds, batch_first))
+    like = (x, *weights, *initial, *reset_state)
+    gradients = flat(found, own, len(initial), len(reset_state))
     return [
-        g if g.dtype is t.dtype else g.to(t.dtype)
-        for g, t, asked in zip(gradients, like, flags, strict=True)
-        if asked and g is not None
+        g if g is None or g.dtype is t.dtype else g.to(t.dtype)
+        for g, t in zip(only(wanted, gradients), like, strict=True)
     ]
+
+
+def flat(found: Gradients, weights: Sequence[LayerWeights], initial: int, reset_state: int = 0) -> list[Tensor | None]:
+    """All gradients as `run_backward` returns them, wanted or not; initial, reset_state: how many there are."""
+    of_weights = [g for of_w, w in zip(found.weights, weights) for g, t in zip(of_w, w) if t is not None]  # noqa: B905  0.5 us
+    return [found.x, *of_weights, *(found.initial or (None,) * initial), *(found.reset_state or (None,) * reset_state)]
+
+
+def only(wanted: Sequence[bool], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What is wanted in any direction is computed in both."""
+    return [gradient if asked else None for gradient, asked in zip(gradients, wanted)]  # noqa: B905  0.2 us
 
 
 def fake_layer_backward(
@@ -234,14 +235,15 @@ def flags_of(bits: int, count: int) -> tuple[bool, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _wanted(needs_dx: bool, flags: tuple[bool, ...], weights: int, initial: int, directions: int) -> Wanted:
-    """The flags of so many weights, initial and reset states as the kernels take them, a weight's in any direction."""
-    of_weights, of_states = by_direction(flags[:weights], directions), flags[weights:]
+def _wanted(flags: tuple[bool, ...], weights: int, initial: int, directions: int) -> Wanted:
+    """The flags of x and so many weights, initial and reset states as the kernels take them, a weight's in any
+    direction."""
+    needs_dx, of_weights, of_states = flags[0], by_direction(flags[1 : 1 + weights], directions), flags[1 + weights :]
     of_each = map(any, zip(*of_weights, strict=True))
     return _kernels().Wanted(needs_dx, *of_each, any(of_states[:initial]), any(of_states[initial:]))
 
 
-def given(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
+def none_or_all(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
     """The initial states, or None where they are zeros."""
     # Not an empty list for zeros: AOTInductor hands that on as None, which the schema refuses.
     return None if any([state is None for state in initial]) else cast("list[Tensor]", initial)
@@ -250,6 +252,8 @@ def given(initial: Sequence[Tensor | None]) -> list[Tensor] | None:
 def by_direction(weights: Sequence[Any], directions: int) -> list[LayerWeights]:
     """The flat weights of a layer, or something else for each, as one LayerWeights per direction."""
     make = _kernels().LayerWeights
+    if len(weights) == 4 and directions == 1:
+        return [make(*weights)]
     each = len(weights) // directions
     found = []
     for start in range(0, len(weights), each):

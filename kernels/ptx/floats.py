@@ -36,7 +36,7 @@ def _fused(a: Floats, b: Floats, c: Floats) -> Floats:
 
 
 def _extreme(of_numbers: Run, of_zeros: Run, kind: str) -> Run:
-    """min and max: the other operand where one is a NaN, and +0 is the larger zero."""
+    """min and max, of which +0 is the larger zero; where one operand is a NaN `of_numbers` decides."""
     read, write = FORMATS[kind]
 
     def run(a: Bits, b: Bits) -> Bits:
@@ -79,6 +79,8 @@ for _kind in FORMATS:
     _largest = operation(_extreme(np.fmax, np.bitwise_and, _kind), [_kind] * 2)
     _smallest = operation(_extreme(np.fmin, np.bitwise_or, _kind), [_kind] * 2)
     FLOATS[f"max.{_kind}"], FLOATS[f"min.{_kind}"] = _largest, _smallest
+    FLOATS[f"max.NaN.{_kind}"] = operation(_extreme(np.maximum, np.bitwise_and, _kind), [_kind] * 2)
+    FLOATS[f"min.NaN.{_kind}"] = operation(_extreme(np.minimum, np.bitwise_or, _kind), [_kind] * 2)
     FLOATS[f"neg.{_kind}"] = operation(_negative, [_kind])
     FLOATS[f"abs.{_kind}"] = operation(_magnitude, [_kind])
     if _kind != "f32":
