@@ -29,6 +29,7 @@ from holdfast.kernels.describe import (
     batch_tiles,
     describe,
     directions_at_once,
+    heads_at_once,
     kernel_of,
     least_grid,
     num_groups,
@@ -230,7 +231,9 @@ def assert_arrived(problem: Problem, config: Config, found: Launch, given: dict[
     team, resident = team_size(problem, config), residents(config, found)
     cooperative = config.regime == "cooperative"
     at_once, groups = directions_at_once(problem, config, resident), num_groups(problem, config, resident)
-    grid = at_once * groups * team if cooperative else problem.directions * batch_tiles(problem, config)
+    at_once *= heads_at_once(problem, config, resident)
+    alone = problem.directions * problem.num_heads * batch_tiles(problem, config)
+    grid = at_once * groups * team if cooperative else alone
     assert found.kernel == problem.phase
     assert found.grid == (grid, 1, 1)
     assert found.block == (32 * config.num_warps, 1, 1)
