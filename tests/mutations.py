@@ -221,8 +221,8 @@ MUTATIONS = (
     Mutation(
         "arrivals of a step's second product",
         "loop.forward:forward",
-        "(1 if CELL.inner is None else 2)",
-        "(1 if CELL.inner is None else 1)",
+        "1 if CELL.inner is None else 2",
+        "1 if CELL.inner is None else 1",
         "barrier two products",
     ),
     Mutation("steps of earlier batch tiles", "loop.forward:forward", "(passed + step)", "(step)", "barrier forward"),
