@@ -23,11 +23,11 @@ PIP_INSTALL := $(PIP) install --quiet --quiet --disable-pip-version-check $(PIP_
 # 9.2 and pytest-xdist 3.8 together pass over that mark without a word, and compiled the gate's kernels twice.)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 OTHER_TRITON := .triton-$(TRITON)
-KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tests/test_compile_gate*.py) \
+KERNEL_TESTS = $(wildcard tests/test_kernels_*.py tests/test_interpreter*.py tests/test_compile_gate*.py tests/test_ptx_*.py) \
 	tests/test_launch_path.py tests/test_offline.py tests/test_resources.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-all test-triton test-recipes lint clean
+.PHONY: help demo bench test test-all test-triton test-recipes coverage lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -56,6 +56,12 @@ test-recipes: $(VENV)/dev.stamp ## run holdfast inside other people's packages, 
 		$$($(BIN)/python -c 'from holdfast.bench.real_models.packages import REQUIREMENTS; print(*REQUIREMENTS)')
 	@$(PYTEST) tests/test_recipes.py tests/test_packages.py
 
+coverage: $(VENV)/dev.stamp ## list the lines of kernels/, cells/ and autotune/ that no quick test reaches
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile -q -m "not slow and not thorough and not gpu"
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
 lint: $(VENV)/dev.stamp ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -65,7 +71,7 @@ lint: $(VENV)/dev.stamp ## ruff and mypy
 		-p holdfast.kernels -p holdfast.cells -p holdfast.autotune -p holdfast.bench
 
 clean: ## remove everything that make created
-	rm -rf $(VENV) real_models .triton-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_out bench_out
+	rm -rf $(VENV) real_models .triton-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo_out bench_out .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp and not the interpreter: an interrupted `python -m venv` leaves one without pip.

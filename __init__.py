@@ -1,6 +1,7 @@
 """holdfast: recurrent layers whose weights stay on chip for the whole sequence."""
 
 from . import autotune
+from .autotune import first_use
 from .cells.backend import backend, current_backend
 from .cells.convert import convert, to_torch
 from .cells.custom import define_cell
@@ -12,6 +13,7 @@ from .cells.plot import plot_gates
 from .cells.recurrent import Recurrent
 from .cells.report import conversion_report
 from .cells.rnn import RNN
+from .cells.slstm import SLSTM
 from .cells.stateful import Stateful
 from .cells.step import GRUCell, LSTMCell, RNNCell
 from .kernels.stall import StalledError, check_stalled
@@ -22,6 +24,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
@@ -35,6 +38,7 @@ __all__ = [
     "convert",
     "current_backend",
     "define_cell",
+    "first_use",
     "patch",
     "plot_gates",
     "to_torch",

@@ -1,30 +1,19 @@
-"""Which tiling a kernel runs with: `mode` says whether tuning results are used, and whether a layer may be tuned.
+"""Which tiling a kernel runs with: `mode` says whether tuning results are used, and whether a layer may be tuned;
+`first_use` whether a kernel has to have run beside torch's op before it serves a call.
 
-Nothing else is imported here: it costs nothing. README.md has the other files in the order of reading.
+Next to nothing is imported here: it costs nothing. README.md has the other files in the order of reading.
 """
 
 from __future__ import annotations
 
-import os
-from contextvars import ContextVar
+from ..kernels.setting import Setting
 
-__all__ = ["current_mode", "mode"]
-
-MODES = ("off", "use", "tune-on-miss")
-ENVIRONMENT_VARIABLE = "HOLDFAST_AUTOTUNE"
+__all__ = ["current_mode", "first_use", "mode"]
 
 
-def _valid(name: object, source: str) -> str:
-    if name not in MODES:
-        raise ValueError(f"{source} should be one of {', '.join(map(repr, MODES))}, got {name!r}")
-    return str(name)
-
-
-_from_environment = _valid(os.environ.get(ENVIRONMENT_VARIABLE, "use"), f"environment variable {ENVIRONMENT_VARIABLE}")
-_current: ContextVar[str] = ContextVar("holdfast.autotune.mode", default=_from_environment)
-
-
-class mode:  # noqa: N801  used as a function: `autotune.mode("off")`, `with autotune.mode("off"): ...`
+class mode(  # noqa: N801  used as a function: `autotune.mode("off")`, `with autotune.mode("off"): ...`
+    Setting, title="autotune.mode", names=("off", "use", "tune-on-miss"), variable="HOLDFAST_AUTOTUNE", default="use"
+):
     """Choose where the kernels' configs come from, until further notice or for a `with` block.
 
     "off":           the heuristic.
@@ -40,22 +29,28 @@ class mode:  # noqa: N801  used as a function: `autotune.mode("off")`, `with aut
     Raises ValueError for any other name.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = _valid(name, "autotune.mode")
-        self._previous = _current.get()
-        _current.set(self.name)
 
-    def __enter__(self) -> mode:
-        _current.set(self.name)
-        return self
+class first_use(  # noqa: N801  used as a function, as `holdfast.backend`
+    Setting, title="first_use", names=("first", "off", "always"), variable="HOLDFAST_FIRST_USE", default="first"
+):
+    """Choose whether a kernel runs a few steps beside torch's own op before it serves its first call.
 
-    def __exit__(self, *exception: object) -> None:
-        _current.set(self._previous)
+    "first":   once for each kernel, which the user's cache remembers with GPU, driver, versions and the kernels'
+               source; not in the interpreter, which has no compiler that could be wrong. The default.
+    "off":     never; nor is asked what the cache remembers.
+    "always":  once in every process, whatever the cache says, in the interpreter too.
 
-    def __repr__(self) -> str:
-        return f"holdfast.autotune.mode({self.name!r})"
+    A kernel that is wrong, not the same twice, or fails, is not used: torch's own op runs in its place, `explain` says
+    "failed_first_use", a warning names a report to send. While a CUDA graph is captured nothing is tried: a kernel that
+    no call before it has tried leaves such a call to torch's op.
+
+    A plain call holds for the current thread or asyncio task from then on; a `with` block puts the previous choice
+    back. Other threads start from the environment variable HOLDFAST_FIRST_USE, or "first".
+
+    Raises ValueError for any other name.
+    """
 
 
 def current_mode() -> str:
     """The choice in force here."""
-    return _current.get()
+    return mode._current.get()

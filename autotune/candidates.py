@@ -39,6 +39,12 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
             refusals.append(refused[1])
     if feasible:
         return min(feasible, key=lambda c: (_leaves_wgmma(problem, c), estimate(problem, c, limits).step_us))
+    if find_cell(problem.cell).normalised:
+        return Reason(
+            "normalised_in_one_program",
+            f"{problem.cell} takes means over all units of a head in every step, and {sizes_of(problem)} is more than "
+            f"one program of {limits.name} holds: their sums do not cross a team of programs yet",
+        )
     why = refusals[-1] if refusals else "no tiling of this size compiles without spilling registers"
     size = matrix_bytes(problem, limits)
     return Reason(
@@ -152,7 +158,7 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
     much = _keeps_much(problem)
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
-    if block <= 256 and (resident <= 512 or has_wgmma(limits)):
+    if block <= 256 and (resident <= 512 or has_wgmma(limits)) and not _states_spill(problem, block, limits):
         wide = resident > 512 or block == 256 or (much and limits.arch[0] == "cuda")
         yield Config("single_cta", 16, block, block, num_warps=8 if wide else 4)
     for tiling in _tilings(problem, limits):
@@ -183,6 +189,13 @@ def _keeps_much(problem: Problem) -> bool:
     noise = {"recurrent_dropout", "zoneout"}
     large = problem.head_size > _LARGE and bool(problem.features)
     return large or find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
+
+
+def _states_spill(problem: Problem, block: int, limits: DeviceLimits) -> bool:
+    """Whether one program has no registers for the states beside the features: an sLSTM of 64 with all of them, bf16,
+    sm_80, backwards, goes to local memory 6 to 12 times a step, 56 to 72 bytes."""
+    crowded = find_cell(problem.cell).states > 2 and bool(problem.features) and problem.phase == "backward"
+    return crowded and block >= 64 and limits.arch[0] == "cuda" and not has_wgmma(limits)
 
 
 def _two_products_spill(problem: Problem, tiling: Tiling) -> bool:

@@ -1,7 +1,7 @@
-"""Measure one candidate, in this process: its results against another config's, then its time.
+"""Measure one candidate, in this process: its results against another config's and against its own, then its time.
 
-From the question to the answer: `Job` -> `run` (`difference`, `time_call`) on `inputs` that are the same for every
-candidate -> `Result`. `processes` sends jobs to where a candidate that never ends can be killed.
+From the question to the answer: `Job` -> `run` (`difference`, `unsteady`, `time_call`) on `inputs` that are the same
+for every candidate -> `Result`. `processes` sends jobs to where a candidate that never ends can be killed.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Result:
     stopped:  given up early: it cannot win; the warm time is that of a few calls.
     right:    it ran with the reference's results; no time was asked for, or it ran in the interpreter.
     not run:  a rehearsal would take too long.
-    wrong:    its results are not the reference's; no time.
+    wrong:    its results are not the reference's, or not the same in every run; no time.
     failed:   it raised, or its process died.
     killed:   it took longer than it may, and its process was ended.
     """
@@ -97,6 +97,10 @@ class Result:
 
 COMPARED_STEPS = 8
 """Results are compared over a few steps: rounding grows with every further one, mistakes show at once."""
+
+RUNS, INTERPRETED_RUNS = 64, 2
+"""How often a candidate's few steps are run and compared with its own first results, bit for bit. A tile that is wrong
+in 11% of its runs, as a peer once shipped one, passes 64 of them with a chance of 0.06%."""
 
 
 def run(job: Job) -> Result:
@@ -126,6 +130,8 @@ def _run(job: Job) -> Result:
         few = layer._replace(length=min(COMPARED_STEPS, job.length))
         expected = _results(few._replace(config=job.reference))
         why = difference(_results(few), expected, job.problem)
+        if why is None and job.config is not None:  # cuDNN may sum in another order every time
+            why = unsteady(_call(few), RUNS if device.type == "cuda" else INTERPRETED_RUNS)
         if why:
             return Result("wrong", why)
         if device.type == "cpu":
@@ -133,13 +139,35 @@ def _run(job: Job) -> Result:
         if job.untimed:
             return Result("right")
         call = _call(layer)
-        call()
+        first = call()
         torch.cuda.synchronize(device)
         raise_if_stalled(device)
         warm = time_call(call, device, "warm", job.best_us)
         cold = None if warm.stopped else time_call(call, device, "cold")
         raise_if_stalled(device)
+        if job.config is not None and (why := changed(call(), first)):  # all steps, after all that was timed
+            return Result("wrong", f"after the timing, {why}")
     return Result("stopped" if warm.stopped else "timed", "", warm, cold)
+
+
+def unsteady(call: Callable[[], Sequence[torch.Tensor]], runs: int) -> str | None:
+    """In which of so many runs more the results are not the first one's, bit for bit; None where they always are."""
+    first = call()
+    for number in range(1, runs):
+        why = changed(call(), first)
+        if why:
+            return f"in run {number + 1} of {runs}, {why}"
+    return None
+
+
+def changed(found: Sequence[torch.Tensor], first: Sequence[torch.Tensor]) -> str | None:
+    """Which of one config's results are not those of its first run; None where all bits are."""
+    for index, (one, other) in enumerate(zip(found, first, strict=True)):
+        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+        a, b = one.contiguous().view(integer), other.contiguous().view(integer)
+        if not torch.equal(a, b):
+            return f"{int((a != b).sum())} numbers of result {index} are not those of the first run"
+    return None
 
 
 def _interpreted(device: torch.device) -> AbstractContextManager[object]:
@@ -240,7 +268,7 @@ def _call_of_torch(
     initial = tuple(x.new_zeros(rows) for _ in range(find_cell(problem.cell).states))
 
     def forward() -> list[torch.Tensor]:
-        with _float32_products(problem):
+        with float32_products(problem):
             y, final = module(x, initial if len(initial) > 1 else initial[0])
         return [y, *(final if isinstance(final, tuple) else (final,))]
 
@@ -258,7 +286,7 @@ def _call_of_torch(
     gradients = _gradients_of(results)
 
     def backward() -> Sequence[torch.Tensor]:
-        with _float32_products(problem):
+        with float32_products(problem):
             found = torch.autograd.grad(results, [*module.parameters()], gradients, retain_graph=True)
         each = len(found) // problem.directions
         return [diagonal_blocks(g, problem.num_heads) if i % each == 1 else g for i, g in enumerate(found)]
@@ -272,7 +300,7 @@ def _gradients_of(results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _float32_products(problem: Problem) -> Iterator[None]:
+def float32_products(problem: Problem) -> Iterator[None]:
     """What cuDNN may round float32 to, as the problem has it."""
     rnn: Any = torch.backends.cudnn.rnn  # type: ignore[attr-defined]
     before = rnn.fp32_precision
@@ -291,6 +319,8 @@ RESETS = 1 / 64
 
 DROPOUT, ZONEOUT = 0.25, 0.1
 
+CPU = torch.device("cpu")
+
 
 class Inputs(NamedTuple):
     x: torch.Tensor
@@ -298,12 +328,17 @@ class Inputs(NamedTuple):
     extras: Extras
 
 
-def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
+def inputs(
+    problem: Problem, length: int, device: torch.device, *, on: torch.device = CPU, resets: float = RESETS
+) -> Inputs:
     """x [T, B, INPUT_SIZE] (packed: [rows, INPUT_SIZE]), uniform weights and every feature that the problem names.
 
     Lengths are spread evenly over the upper half of [1, T], the longest first.
+
+    on:      where numbers are drawn: the same on every machine on a CPU, sooner on a GPU.
+    resets:  share of steps that begin anew.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(on).manual_seed(0)
     cell, hidden, batch, directions = (
         find_cell(problem.cell),
         problem.hidden_size,
@@ -313,11 +348,11 @@ def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
     bound = hidden**-0.5
 
     def uniform(*shape: int) -> torch.Tensor:
-        numbers = torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
+        numbers = draw(*shape).mul_(2 * bound).sub_(bound)
         return numbers.to(device, problem.dtype)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, device=on)
 
     rows = cell.gates * hidden
     weights = [
@@ -340,7 +375,7 @@ def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
     if "packed" in has:
         given["starts"] = counts.cumsum(0) - counts
     if "resets" in has:
-        given["resets"] = draw(length, batch) < RESETS
+        given["resets"] = draw(length, batch) < resets
     if "reset_state" in has:
         given["reset_state"] = tuple(draw(directions, batch, hidden) - 0.5 for _ in range(cell.states))
     if "recurrent_dropout" in has:
@@ -348,7 +383,7 @@ def inputs(problem: Problem, length: int, device: torch.device) -> Inputs:
     if "zoneout" in has:
         shape = (*steps_and_rows, directions * hidden)
         given["zoneout"] = tuple((draw(*shape) < ZONEOUT).to(torch.uint8) for _ in range(cell.states))
-    x = torch.randn(*steps_and_rows, INPUT_SIZE, generator=generator).to(device, problem.dtype)
+    x = torch.randn(*steps_and_rows, INPUT_SIZE, generator=generator, device=on).to(device, problem.dtype)
     extras = Extras(**{name: _to(value, device, problem.dtype) for name, value in given.items()})
     return Inputs(x, weights, extras)
 

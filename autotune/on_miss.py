@@ -23,7 +23,7 @@ from . import store
 from .files import user_cache
 from .identity import Key, problem_of
 from .measure import MeasurementRefusedError, require_gpu
-from .store import Entry, Store, from_fields, from_json, to_json
+from .store import Entry, Store, from_json, key_from, to_json
 
 BUDGET_S = 60.0
 """Wall-clock seconds that a miss may take."""
@@ -138,7 +138,7 @@ def main(fields: str, budget: str, device_name: str) -> None:
     from .processes import Children, Workers
     from .tune import Setup, tune
 
-    key: Key = from_fields(Key, json.loads(fields))
+    key = key_from(json.loads(fields))
     device = torch.device(device_name)
     try:
         require_gpu(device)

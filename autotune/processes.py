@@ -30,10 +30,11 @@ KNOWN_THERE = {__package__.partition(".")[0], "__main__"}
 
 
 def modules_of_own_cells() -> tuple[str, ...]:
-    """The names of the modules outside holdfast that hold functions of a cell."""
+    """The names of the modules that hold functions of a cell and that holdfast itself does not import."""
     functions = [function for spec in CELLS.values() for function in (spec.gates_of, spec.update, spec.gradients)]
     modules = {function.fn.__module__ for function in functions}
-    return tuple(sorted(name for name in modules if name.partition(".")[0] not in KNOWN_THERE))
+    unknown = (name for name in modules if name.partition(".")[0] not in KNOWN_THERE or ".catalogue." in name)
+    return tuple(sorted(unknown))
 
 
 def import_modules(names: Iterable[str]) -> None:

@@ -91,10 +91,13 @@ NO_MEASUREMENTS = "heuristic over tuned best: no measurements"
 
 
 def heuristic_quality(entries: Iterable[Entry]) -> Quality | None:
-    """The figure over all tuned problems; None where no problem has both times."""
+    """The figure over all tuned problems of cells that are defined here; None where no problem has both times."""
     ratios: dict[str, float] = {}
     for entry in entries:
-        timed = entry.latest(usual_keep(problem_of(entry.key)))
+        try:
+            timed = entry.latest(usual_keep(problem_of(entry.key)))
+        except KeyError:  # a cell of somebody's own
+            continue
         if entry.heuristic in timed:
             best = min(t.p50_us for t in timed.values())
             ratios[entry.key.name] = timed[entry.heuristic].p50_us / best

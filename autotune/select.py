@@ -20,8 +20,9 @@ from ..kernels.executor import interpreting, substitute
 from ..kernels.kept import Keep
 from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Phase, Problem
+from ..kernels.refused import FailedFirstUseError, RefusedError
 from ..kernels.resources import H100, DeviceLimits, from_device, resident_programs
-from . import current_mode, on_miss, store
+from . import current_mode, first_use, on_miss, store
 from .candidates import choose
 from .faster import Asked, Comparison, Timed, compare, step_prediction
 from .files import SHIPPED, user_cache
@@ -38,8 +39,9 @@ from .identity import (
     problem_of,
     usual_keep,
 )
-from .pin import asks_for_the_faster, pin_of, pinned_config, remember_pin  # noqa: F401  the ops ask this module alone
+from .pin import asks_for_the_faster, pin_of, pinned, pinned_config, remember_pin  # noqa: F401
 from .store import Entry, EntryError, Store, Timing
+from .tried import failed_before, has_to_be_tried, told  # noqa: F401  the ops ask this module alone
 
 
 def select(
@@ -61,6 +63,10 @@ def select(
     if _refused and pinned_config() is None and (reason := _refused.get(_place(problem, device))):
         return Plan(problem, "eager", reasons=(reason,))
     limits = limits_of(device)
+    if first_use.current() == "first" and not interpreting() and pinned_config() is None:
+        why = failed_before(replace(problem, batch_size=1), limits, store.generation)
+        if why:
+            return Plan(problem, "eager", reasons=(Reason(FailedFirstUseError.reason, why),))
     if may_tune and current_mode() == "tune-on-miss" and pinned_config() is None:
         key = key_of(problem, length)
         on_miss.settle(key, device, lambda: lookup(key, usual_keep(problem), limits, store.generation).entry)
@@ -69,7 +75,7 @@ def select(
 
 def settings() -> tuple[Hashable, ...]:
     """What a plan depends on besides its problem and its GPU: other settings, perhaps another plan."""
-    return pinned_config(), asks_for_the_faster(), current_mode(), store.generation
+    return pinned_config(), asks_for_the_faster(), current_mode(), store.generation, first_use._current.get()
 
 
 _refused: dict[Hashable, Reason] = {}
@@ -79,14 +85,21 @@ def _place(problem: Problem, device: torch.device) -> Hashable:
     return device, substitute(), replace(problem, batch_size=0)
 
 
-def refuse(problem: Problem, device: torch.device, why: str) -> bool:
-    """Remember that this device does not hold the problem's kernel, whatever its batch size: `select` says so from now
-    on. False where the caller has pinned the config and should hear of it."""
+def refuse(error: RefusedError, device: torch.device) -> bool:
+    """Remember, where it lasts, that the problem's kernel does not run on this device, whatever its batch size:
+    `select` says so from now on. False where the caller has pinned the config and should hear of it."""
     if pinned_config() is not None:
         return False
-    _refused[_place(problem, device)] = Reason("not_resident", why)
-    store.changed()
+    if error.lasting:
+        _refused[_place(error.problem, device)] = Reason(error.reason, str(error))
+        store.changed()
     return True
+
+
+def failed_here(problem: Problem, device: torch.device) -> bool:
+    """Whether a kernel of this problem has failed its first use on this device, in this process."""
+    reason = _refused.get(_place(problem, device)) if _refused else None
+    return reason is not None and reason.name == FailedFirstUseError.reason
 
 
 def limits_of(device: torch.device) -> DeviceLimits:

@@ -11,12 +11,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..kernels.config import Config, Exchange
 from ..kernels.kept import Keep
-from .files import gpu_folder, replace_file
+from ..kernels.problem import FEATURES
+from .files import gpu_folder, locked, replace_file
 from .identity import Fingerprint, Key
 
 SCHEMA = 2
@@ -120,16 +122,15 @@ def _union(first: Iterable[Any], second: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def to_json(entry: Entry) -> str:
-    """The entry as text, with a digest of itself: what was edited by hand has been measured by nobody."""
+    """The entry as text."""
     content = {
-        "schema": SCHEMA,
         "key": entry.key.asdict(),
         "fingerprint": entry.fingerprint.asdict(),
         "heuristic": entry.heuristic and entry.heuristic.asdict(),
         "timings": [asdict(t) for t in entry.timings],
         "rejected": [asdict(r) for r in entry.rejected],
     }
-    return json.dumps(content | {"digest": _digest(content)}, indent=1) + "\n"
+    return sealed(content, SCHEMA)
 
 
 def from_json(text: str, where: object) -> Entry:
@@ -139,26 +140,38 @@ def from_json(text: str, where: object) -> Entry:
 
     Raises EntryError for anything else.
     """
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise EntryError(f"{where}: no JSON, cut off perhaps ({error})") from error
-    if not isinstance(content, dict) or "schema" not in content:
-        raise EntryError(f"{where}: not an entry of holdfast's tuner")
-    if content["schema"] != SCHEMA:
-        raise EntryError(f"{where}: written as schema {content['schema']!r}, this version reads {SCHEMA}")
-    if content.pop("digest", None) != _digest(content):
-        raise EntryError(f"{where}: edited since it was written (its digest does not match)")
+    content = unsealed(text, where, SCHEMA)
     try:
         return Entry(
-            from_fields(Key, content["key"]),
-            from_fields(Fingerprint, content["fingerprint"]),
+            key_from(content["key"]),
+            fingerprint_from(content["fingerprint"]),
             content["heuristic"] and _config(content["heuristic"]),
             tuple(_checked(from_fields(Timing, row)) for row in content["timings"]),
             tuple(from_fields(Rejected, row) for row in content["rejected"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EntryError(f"{where}: written by another version of holdfast ({error})") from error
+
+
+def sealed(content: dict[str, Any], schema: int) -> str:
+    """Content as text, with a digest of itself: what was edited by hand has been measured by nobody."""
+    content = {"schema": schema} | content
+    return json.dumps(content | {"digest": _digest(content)}, indent=1) + "\n"
+
+
+def unsealed(text: str, where: object, schema: int) -> dict[str, Any]:
+    """The content that `sealed` wrote. Raises EntryError for anything else."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EntryError(f"{where}: no JSON, cut off perhaps ({error})") from error
+    if not isinstance(content, dict) or "schema" not in content:
+        raise EntryError(f"{where}: not an entry of holdfast's tuner")
+    if content["schema"] != schema:
+        raise EntryError(f"{where}: written as schema {content['schema']!r}, this version reads {schema}")
+    if content.pop("digest", None) != _digest(content):
+        raise EntryError(f"{where}: edited since it was written (its digest does not match)")
+    return content
 
 
 def from_fields(cls: Any, content: dict[str, Any]) -> Any:
@@ -173,18 +186,66 @@ def from_fields(cls: Any, content: dict[str, Any]) -> Any:
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     if "config" in values:
         values["config"] = None if cls is Timing and content["config"] is None else _config(content["config"])
+    for name, hint in _hints(cls).items():
+        if name in values and not _fits(values[name], hint):
+            raise ValueError(f"{cls.__name__}.{name} {values[name]!r}")
     return cls(**values)
+
+
+_hints = cache(get_type_hints)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a dataclass's type: a class, a Literal, either of two, or a tuple of one type."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in options
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, options[0]) for each in value)
+    if options:
+        return any(_fits(value, option) for option in options)
+    if hint in (int, float):
+        return type(value) is int or (hint is float and type(value) is float)
+    return isinstance(value, hint)
+
+
+def key_from(content: dict[str, Any]) -> Key:
+    """A key that a layer could have; else ValueError. Its cell may be one that is not defined in this process."""
+    key: Key = from_fields(Key, content)
+    if key.dtype not in DTYPES or not all(0 < n <= LARGEST_SIZE for n in (key.hidden_size, key.batch)):
+        raise ValueError(f"dtype {key.dtype!r}, hidden_size {key.hidden_size!r:.30}, batch {key.batch!r:.30}")
+    if key.num_heads < 1 or key.hidden_size % key.num_heads:
+        raise ValueError(f"num_heads {key.num_heads!r:.30} of hidden_size {key.hidden_size}")
+    if key.directions not in (1, 2) or not set(key.features) <= set(FEATURES) or not 0 < len(key.cell) <= LONGEST_NAME:
+        raise ValueError(f"features {key.features}, cell {key.cell[:LONGEST_NAME]!r}")
+    return key
+
+
+def fingerprint_from(content: dict[str, Any]) -> Fingerprint:
+    """A fingerprint of some machine; else ValueError."""
+    found: Fingerprint = from_fields(Fingerprint, content)
+    if not 0 < len(found.gpu) <= LONGEST_NAME:
+        raise ValueError(f"gpu {found.gpu[:LONGEST_NAME]!r}")
+    return found
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+LONGEST_NAME = 100
+"""Characters of a cell's name, which is part of a file's, and of a GPU's, which is a folder's."""
 
 
 def _config(content: dict[str, Any]) -> Config:
     config = Config(**content)
     sizes = {name: value for name, value in content.items() if name.startswith(("BLOCK", "SPLIT", "num"))}
     for name, value in sizes.items():
-        if type(value) is not int or value < 1 or value & (value - 1):
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE or value & (value - 1):
             raise ValueError(f"{name} should be a power of two, got {value!r}")
     if config.regime not in ("single_cta", "cooperative") or config.exchange not in get_args(Exchange):
         raise ValueError(f"regime {config.regime!r}, exchange {config.exchange!r}")
     return config
+
+
+LARGEST_SIZE = 2**20
 
 
 def _checked(timing: Timing) -> Timing:
@@ -201,9 +262,6 @@ def _digest(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-
-_WAIT_S = 60.0
-"""For another process that writes the same entry: it holds the lock for milliseconds."""
 
 generation = 0
 """Goes up whenever this process changes a store, so that who keeps what it has read knows when to read again.
@@ -262,13 +320,8 @@ class Store:
         A file there that cannot be used is set aside under another name. Raises OSError where the folder cannot be
         written to, and TimeoutError where another process does not let go of the entry.
         """
-        from filelock import FileLock
-
         path = self.path(entry.key, entry.fingerprint)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=_WAIT_S):
-            for left in path.parent.glob(f".{path.name}.*.new"):  # by a writer that was killed: we hold its lock
-                left.unlink(missing_ok=True)
+        with locked(path):
             try:
                 before = self.load(entry.key, entry.fingerprint)
             except EntryError:
@@ -311,11 +364,27 @@ class Store:
 
 def read(path: Path) -> Entry:
     """The entry in a file. Raises EntryError."""
+    return from_json(_text(path), path)
+
+
+def read_sealed(path: Path, schema: int) -> dict[str, Any]:
+    """The content of a file that `sealed` wrote. Raises EntryError."""
+    return unsealed(_text(path), path, schema)
+
+
+LARGEST = 2**24
+"""Bytes of a file that is read: an entry has some ten thousand."""
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        if not path.is_file():  # a pipe would never end
+            raise EntryError(f"{path}: no file")
+        if path.stat().st_size > LARGEST:
+            raise EntryError(f"{path}: larger than any entry, {path.stat().st_size} bytes")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EntryError(f"{path}: cannot be read ({error})") from error
-    return from_json(text, path)
 
 
 def _short(entry: Entry) -> str:

@@ -28,7 +28,7 @@ from ..cells.gru import GRU
 from ..cells.lstm import LSTM
 from ..cells.rnn import RNN
 from ..kernels.interpreter import interpret
-from .method.judge import compare_all, worst
+from ..kernels.tolerance import compare_all, worst
 from .output.tables import print_table, to_markdown
 
 _MODULES: dict[str, Any] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}

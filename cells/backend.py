@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, TypeVar
+
+from ..kernels.setting import Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-BACKENDS = ("auto", "triton", "eager")
-ENVIRONMENT_VARIABLE = "HOLDFAST_BACKEND"
 
-
-def _valid(name: object, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source} should be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-    return str(name)
-
-
-_from_environment = _valid(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), f"environment variable {ENVIRONMENT_VARIABLE}")
-_current: ContextVar[str] = ContextVar("holdfast.backend", default=_from_environment)
-
-
-class backend:  # noqa: N801  used as a function: `holdfast.backend("eager")`, `with holdfast.backend("eager"): ...`
+class backend(  # noqa: N801  used as a function: `holdfast.backend("eager")`, `with holdfast.backend("eager"): ...`
+    Setting, title="backend", names=("auto", "triton", "eager"), variable="HOLDFAST_BACKEND", default="auto"
+):
     """Choose how holdfast's modules compute, until further notice or for a `with` block.
 
     "auto":    a kernel where one can run and should be faster, torch's own fused op elsewhere. The default.
@@ -36,21 +25,6 @@ class backend:  # noqa: N801  used as a function: `holdfast.backend("eager")`, `
 
     Raises ValueError for any other name.
     """
-
-    def __init__(self, name: str) -> None:
-        self.name = _valid(name, "backend")
-        self._previous = _current.get()
-        _current.set(self.name)
-
-    def __enter__(self) -> backend:
-        _current.set(self.name)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        _current.set(self._previous)
-
-    def __repr__(self) -> str:
-        return f"holdfast.backend({self.name!r})"
 
 
 def constant_when_traced(function: F) -> F:
@@ -65,4 +39,4 @@ def constant_when_traced(function: F) -> F:
 @constant_when_traced
 def current_backend() -> str:
     """The choice in force here: "auto", "triton" or "eager"."""
-    return _current.get()
+    return backend._current.get()

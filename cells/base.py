@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from ..kernels.plan import Plan
-from ..kernels.resources import NotResidentError
+from ..kernels.refused import RefusedError
 from .call.checks import (
     Lengths,
     check_bool,
@@ -57,6 +57,9 @@ class RecurrentBase(nn.RNNBase, Interop):
     zoneout: float | tuple[float, ...] = 0.0
     learn_initial_state: bool = False
     num_heads: int = 1
+    layer_norm: bool = False
+    _norm_at_first: ClassVar[tuple[float, ...]] = ()
+    """What the rows of layer_norm_l{k} begin as: 1 for weights, 0 for biases."""
     _options: ClassVar[tuple[str, ...]] = ("recurrent_dropout", "zoneout", "learn_initial_state", "num_heads")
     state_names: tuple[str, ...] = ("h",)
 
@@ -127,16 +130,39 @@ class RecurrentBase(nn.RNNBase, Interop):
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()
 
+    def _add_layer_norm(
+        self, device: torch.device | str | int | None, dtype: torch.dtype | None, **beside: tuple[Any, Any]
+    ) -> None:
+        """Parameters `layer_norm_l{k}{suffix}` [rows, H]. beside: what it does not go with, (value, what it should be).
+
+        Raises ValueError for such an option, TypeError for a layer_norm that is no bool.
+        """
+        check_bool("layer_norm", self.layer_norm)
+        if not self.layer_norm:
+            return
+        for name, (value, expected) in beside.items():
+            if value != expected:
+                raise ValueError(f"{name} does not go with layer_norm, got {name}={value!r}, layer_norm=True")
+        self._add_unit_weights("layer_norm", len(self._norm_at_first), device, dtype)
+        self._reset_layer_norm()
+
+    @torch.no_grad()
+    def _reset_layer_norm(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.startswith("layer_norm_l"):
+                parameter.copy_(parameter.new_tensor(self._norm_at_first)[:, None].expand_as(parameter))
+
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as torch.nn; a learnt initial state becomes zero."""
+        """Draw all weights anew, as torch.nn; a learnt initial state becomes zero, a layer norm changes nothing."""
         super().reset_parameters()
+        self._reset_layer_norm()
         if self.learn_initial_state:
             for name in self.state_names:
                 nn.init.zeros_(getattr(self, f"initial_{name}"))
 
     def flatten_parameters(self) -> None:
-        """torch.nn's: lay the weights out for cuDNN, which has no heads."""
-        if self.num_heads == 1:
+        """torch.nn's: lay the weights out for cuDNN, which has no heads and no layer norm."""
+        if self.num_heads == 1 and not self.layer_norm:
             super().flatten_parameters()
 
     def chosen_options(self) -> dict[str, Any]:
@@ -258,7 +284,7 @@ class RecurrentBase(nn.RNNBase, Interop):
             return self._run(call, decision)
         try:
             return self._run(call, decision)
-        except NotResidentError as error:
+        except RefusedError as error:
             return self._run(call, after_refusal(type(self).__name__, call, error))
 
     def _run(self, call: Call, decision: Decision) -> tuple[Any, ...]:

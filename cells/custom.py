@@ -31,6 +31,10 @@ def define_cell(
     saved: int | None = None,
     split_gradient: bool = False,
     parameters: int = 0,
+    inner: JITFunction | None = None,
+    outer_gradients: JITFunction | None = None,
+    outer_gates: int = 0,
+    normalised: bool = False,
 ) -> str:
     """Make a cell known under `name`: to `holdfast.Recurrent`, the tuner, `holdfast check` and the benchmark.
 
@@ -47,10 +51,18 @@ def define_cell(
     reference:       the step in plain torch, `(x, product, states, parameters) -> (states, gates)`, as described at
                      `cells.eager.reference.Reference`. The eager path runs it, and the kernels are checked against it.
     gate_names:      what the gates that `reference` returns are called in `return_gates=True`.
-    saved:           how many tiles of v the step backwards needs: `values`, which is the default, or 0 where the
-                     states before and after the step are enough.
+    saved:           how many of v's first tiles the step backwards needs: `values`, which is the default, or 0 where
+                     the states before and after the step are enough.
     split_gradient:  whether `gradients` returns different dx and da.
     parameters:      P, numbers that each unit has of its own: weight_unit_l{k} [P, H], p above.
+    inner, outer_gradients, outer_gates:  of a cell that multiplies W_hh twice in a step: with h for its first
+                     `outer_gates` gates, and for the rest with a tile that it makes of them (`cells/catalogue/mgu.py`):
+                         inner(x, a, state, p) -> q
+                         outer_gradients(d, v, before, after, p) -> da of the rest
+                         gradients(d, dq, v, before, after, p) -> dx, da, d, dp
+    normalised:      whether the functions take means over all units of a head, such as a layer norm's
+                     (`kernels/normalise.py`): p then ends with each unit's share in a mean, and the reference's
+                     parameters with the number of heads. One program runs a head; a larger one runs in plain steps.
 
     Returns `name`. It is tried once on a few numbers, and nothing is defined where anything is wrong.
 
@@ -68,13 +80,18 @@ def define_cell(
             raise TypeError(f"{argument} should be an int, got {value!r}")
         if value < least:
             raise ValueError(f"{argument} should be at least {least}, got {value}")
-    if saved not in (None, 0, values):
-        raise ValueError(f"saved should be 0 or as many as values, {values}, got {saved!r}")
+    if saved is not None and (not isinstance(saved, int) or not 0 <= saved <= values):
+        raise ValueError(f"saved should be from 0 to values, {values}, got {saved!r}")
     check_bool("split_gradient", split_gradient)
+    check_bool("normalised", normalised)
     _check_jitted(gates_of=gates_of, update=update, gradients=gradients)
+    if inner is not None or outer_gradients is not None or outer_gates:
+        _check_jitted(inner=inner, outer_gradients=outer_gradients)
+        if not isinstance(outer_gates, int) or not 0 < outer_gates < gates:
+            raise ValueError(f"outer_gates should be from 1 to gates - 1, {gates - 1}, with inner, got {outer_gates!r}")
     if isinstance(gate_names, str) or not all(isinstance(gate, str) for gate in gate_names):
         raise TypeError(f"gate_names should be a sequence of strings, got {gate_names!r}")
-    found = Reference(reference, gates, states, tuple(gate_names), parameters)
+    found = Reference(reference, gates, states, tuple(gate_names), parameters, normalised=normalised)
     both = [gate for k, gate in enumerate(found.gate_names) if gate in (*found.gate_names[:k], *found.state_names)]
     if both:
         raise ValueError(f"gate_names should differ from each other and from the states' names, got {both[0]!r} twice")
@@ -93,7 +110,11 @@ def define_cell(
         update=update,
         gradients=gradients,
         parameters=parameters,
+        inner=inner,
+        outer_gradients=outer_gradients,
+        outer_gates=outer_gates,
         gate_names=found.gate_names,
+        normalised=normalised,
     )
     REFERENCES[name] = found
     return name

@@ -38,6 +38,11 @@ class GRU(RecurrentBase):
         num_heads:            N recurrences beside each other: unit u belongs to head u // (hidden_size / N) and sees
                               that head's h alone. weight_hh_l{k} is [3*hidden_size, hidden_size / N]; the same as a
                               block-diagonal matrix (xLSTM, Beck et al. 2024, arXiv:2405.04517). 1 is torch.nn's.
+        layer_norm:           W_ih x and W_hh h are normalised over all gates, of each head (Ba et al. 2016,
+                              arXiv:1607.06450, equations 23 to 25); the reset gate scales the normalised sum. With
+                              reset_after=False W_hn (r * h) is normalised by itself. In place of bias_ih and bias_hh
+                              stand parameters layer_norm_l{k} [10, hidden_size]: by gate the weights of W_ih x and of
+                              W_hh h and the bias of W_ih x, then the bias of W_hn h. Not with bias=False.
         reset_after:          False is the formula of Cho et al. 2014 (arXiv:1406.1078), `W_hn (r * h_{t-1}) + b_hn`.
         activation, recurrent_activation:  in place of tanh and sigmoid: one of tanh, sigmoid, relu, linear,
                               hard_sigmoid, softsign, elu, softplus, exponential, selu, as Keras names them.
@@ -46,7 +51,8 @@ class GRU(RecurrentBase):
     reset_after: bool = True
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
-    _options = (*RecurrentBase._options, "reset_after", "activation", "recurrent_activation")
+    _options = (*RecurrentBase._options, "reset_after", "activation", "recurrent_activation", "layer_norm")
+    _norm_at_first = (1.0,) * 6 + (0.0,) * 4
     _rank_error = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
     def __init__(
@@ -62,6 +68,7 @@ class GRU(RecurrentBase):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        layer_norm: bool = False,
         activation: str = "tanh",
         recurrent_activation: str = "sigmoid",
         recurrent_dropout: float = 0.0,
@@ -76,7 +83,7 @@ class GRU(RecurrentBase):
             input_size,
             hidden_size,
             num_layers,
-            bias,
+            False if layer_norm is True else bias,
             batch_first,
             dropout,
             bidirectional,
@@ -91,6 +98,7 @@ class GRU(RecurrentBase):
             device,
             dtype,
             reset_after=reset_after,
+            layer_norm=layer_norm,
             activation=activation,
             recurrent_activation=recurrent_activation,
             recurrent_dropout=recurrent_dropout,
@@ -98,9 +106,12 @@ class GRU(RecurrentBase):
             learn_initial_state=learn_initial_state,
             num_heads=num_heads,
         )
+        self._add_layer_norm(device, dtype, bias=(bias, True))
 
     @property
     def cell(self) -> str:
         """The cell's name, such as "gru", "gru_reset_before" or "gru(relu,sigmoid)"."""
         family = "gru" if self.reset_after else "gru_reset_before"
-        return name_of(family, self.activation, self.recurrent_activation)
+        return name_of(
+            f"{family}_layer_norm" if self.layer_norm else family, self.activation, self.recurrent_activation
+        )

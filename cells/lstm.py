@@ -43,6 +43,12 @@ class LSTM(RecurrentBase):
                               block-diagonal matrix (xLSTM, Beck et al. 2024, arXiv:2405.04517). 1 is torch.nn's.
         forget_bias:          what `reset_parameters` makes of the forget gate's bias (its part of bias_ih; that of
                               bias_hh becomes 0), unless 0.
+        layer_norm:           W_ih x and W_hh h are normalised over all gates, of each head, and c before its tanh (Ba
+                              et al. 2016, arXiv:1607.06450, equations 20 to 22). c is carried on as it is, as there;
+                              PyTorch's benchmarks/fastrnns carries the normalised one. In place of bias_ih and bias_hh
+                              stand parameters layer_norm_l{k} [14, hidden_size]: by gate the weights of W_ih x and of
+                              W_hh h and the bias of their sum, then weight and bias of c. Not with proj_size,
+                              peepholes, forget_bias or bias=False.
         peepholes:            i and f see c_{t-1}, o sees c_t, each unit its own (Gers et al. 2002), through parameters
                               weight_peephole_l{k} [3, hidden_size], for i, f and o.
         activation, recurrent_activation:  in place of tanh and sigmoid: one of tanh, sigmoid, relu, linear,
@@ -54,7 +60,8 @@ class LSTM(RecurrentBase):
     recurrent_activation: str = "sigmoid"
     forget_bias: float = 0.0
     peepholes: bool = False
-    _options = (*RecurrentBase._options, "activation", "recurrent_activation", "forget_bias", "peepholes")
+    _options = (*RecurrentBase._options, "activation", "recurrent_activation", "forget_bias", "peepholes", "layer_norm")
+    _norm_at_first = (1.0,) * 8 + (0.0,) * 4 + (1.0, 0.0)
     state_names = ("h", "c")
     _rank_error = "LSTM: Expected input to be 2D or 3D, got {}D instead"
 
@@ -75,6 +82,7 @@ class LSTM(RecurrentBase):
         recurrent_activation: str = "sigmoid",
         forget_bias: float = 0.0,
         peepholes: bool = False,
+        layer_norm: bool = False,
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         learn_initial_state: bool = False,
@@ -85,7 +93,7 @@ class LSTM(RecurrentBase):
             input_size,
             hidden_size,
             num_layers,
-            bias,
+            False if layer_norm is True else bias,
             batch_first,
             dropout,
             bidirectional,
@@ -106,10 +114,14 @@ class LSTM(RecurrentBase):
             recurrent_activation=recurrent_activation,
             forget_bias=forget_bias,
             peepholes=peepholes,
+            layer_norm=layer_norm,
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             learn_initial_state=learn_initial_state,
             num_heads=num_heads,
+        )
+        self._add_layer_norm(
+            device, dtype, bias=(bias, True), peepholes=(peepholes, False), forget_bias=(forget_bias, 0.0)
         )
         self._reset_forget_bias()
         if peepholes:
@@ -118,7 +130,7 @@ class LSTM(RecurrentBase):
     @property
     def cell(self) -> str:
         """The cell's name, such as "lstm", "lstm_peephole" or "lstm(relu,hard_sigmoid)"."""
-        family = "lstm_peephole" if self.peepholes else "lstm"
+        family = "lstm_peephole" if self.peepholes else "lstm_layer_norm" if self.layer_norm else "lstm"
         return name_of(family, self.activation, self.recurrent_activation)
 
     def reset_parameters(self) -> None:

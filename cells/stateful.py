@@ -206,13 +206,14 @@ def _one_step(layers: Layers, layer: int, x: Tensor, states: States) -> States:
     """The states [B, H] of a layer after the step x [B, I]."""
     each = layers.weights_each
     weights = layers.weights[layer * each : (layer + 1) * each]
-    weights[1] = block_diagonal(weights[1], layers.num_heads)
+    heads = layers.num_heads
+    weights[1] = block_diagonal(weights[1], heads)
     op = STEP_OPS.get(layers.cell)
     if op is None or layers.proj_size > 0:
         w_hr = weights.pop() if layers.proj_size > 0 else None
         w_ih, w_hh, b_ih, b_hh, parameters = named_weights(weights)
         after, _ = reference_of(layers.cell)(
-            F.linear(x, w_ih, b_ih), lambda h: F.linear(h, w_hh, b_hh), states, parameters
+            F.linear(x, w_ih, b_ih), lambda h: F.linear(h, w_hh, b_hh), states, parameters, heads
         )
         return after if w_hr is None else (F.linear(after[0], w_hr), *after[1:])
     if len(states) == 1:

@@ -48,7 +48,7 @@ class ForwardAgain:
         """From a call's weights, results and the groups of its only launch. Raises LookupError where it cannot be
         repeated."""
         y, final, residuals = results
-        self.which = problem, config, y.device, False
+        self.which = problem, config, y.device, None
         self.launcher = current_launcher(*self.which)
         remembered = self.launcher.remembered(groups)
         if remembered is None:

@@ -39,7 +39,7 @@ class BackwardAgain:
         """From the groups of a call's only launch. Raises LookupError where it cannot be repeated."""
         if dy is not None and groups["dy"].ptr.data_ptr() != dy.data_ptr():
             raise LookupError
-        self.which = problem, config, y.device, False
+        self.which = problem, config, y.device, None
         self.launcher = current_launcher(*self.which)
         remembered = self.launcher.remembered(groups)
         if remembered is None or groups["ga"].ptr is not None or groups["layer"].parameters is not None:

@@ -33,7 +33,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activations import activate, gradient
+from .activations import activate, gradient, log1p, sigmoid, tanh
+from .normalise import normalised, through_normalised
 
 
 @triton.jit
@@ -162,3 +163,127 @@ def lstm_peephole_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RE
     df = gradient(dc * before[1], f, RECURRENT)
     dv = (di, df, gradient(dc * i, g, ACTIVATION), do)
     return dv, dv, (tl.zeros_like(dc), dc * f + di * p[0] + df * p[1]), (di * before[1], df * before[1], do * after[1])
+
+
+@triton.jit
+def slstm_gates(x, a, state, p):
+    """i, f, z, o as they multiply, what of f's gradient f_ does not get, and m, the scale that c and n are now in.
+
+    i = exp(i_ - m), f = exp(log sigmoid(f_) + m_{t-1} - m), z = tanh(z_), o = sigmoid(o_), with m the larger exponent:
+    xLSTM (Beck et al. 2024, arXiv:2405.04517), equations 8 to 17, as in its code: the forget gate is a sigmoid, and
+    where nothing has been summed yet (n = 0) m is i_, row by row and unit by unit.
+    """
+    f_ = x[1] + a[1]
+    i_ = x[0] + a[0]
+    log_f = tl.minimum(f_, 0.0) - log1p(tl.exp(-tl.abs(f_))) + state[3]
+    m = tl.where(state[2] == 0.0, i_, tl.maximum(i_, log_f, propagate_nan=tl.PropagateNan.ALL))
+    # Above 1 only in a first step, and there of no meaning but to the gradients of c and n: bounded, so that what
+    # float16 saves of it is no infinity.
+    f = tl.exp(tl.minimum(log_f - m, 10.0, propagate_nan=tl.PropagateNan.ALL))
+    s = tl.where(log_f - m > 10.0, 1.0, sigmoid(f_))
+    return tl.exp(i_ - m), f, tanh(x[2] + a[2]), sigmoid(x[3] + a[3]), s, m
+
+
+@triton.jit
+def slstm_update(v, state, p):
+    """c = f * c + i * z, n = f * n + i, h = o * c / n"""
+    c = v[1] * state[1] + v[0] * v[2]
+    n = v[1] * state[2] + v[0]
+    return v[3] * (c / n), c, n, v[5]
+
+
+@triton.jit
+def slstm_gradients(d, v, before, after, p):
+    """m is a scale of c and n, which c / n does not depend on: no gradient flows through it."""
+    i, f, z, o = v[0], v[1], v[2], v[3]
+    s = after[1] / after[2]
+    dc = d[1] + d[0] * o / after[2]
+    dn = d[2] - d[0] * o * s / after[2]
+    dv = (
+        (dc * z + dn) * i,
+        (dc * before[1] + dn * before[2]) * f * (1.0 - v[4]),
+        dc * i * (1.0 - z * z),
+        d[0] * s * o * (1.0 - o),
+    )
+    return dv, dv, (tl.zeros_like(dc), dc * f, dn * f, tl.zeros_like(dc)), ()
+
+
+@triton.jit
+def lstm_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """Those of an LSTM of LN(W_ih x) * p[0:4] + LN(W_hh h) * p[4:8] + p[8:12], each over all gates (Ba et al. 2016,
+    equation 20); then both normalised, four tiles each, and their scales."""
+    x, x_scale = normalised(x, p[14], 4)
+    a, a_scale = normalised(a, p[14], 4)
+    return (
+        activate(x[0] * p[0] + a[0] * p[4] + p[8], RECURRENT),
+        activate(x[1] * p[1] + a[1] * p[5] + p[9], RECURRENT),
+        activate(x[2] * p[2] + a[2] * p[6] + p[10], ACTIVATION),
+        activate(x[3] * p[3] + a[3] * p[7] + p[11], RECURRENT),
+        x[0],
+        x[1],
+        x[2],
+        x[3],
+        a[0],
+        a[1],
+        a[2],
+        a[3],
+        x_scale,
+        a_scale,
+    )
+
+
+@triton.jit
+def lstm_layer_norm_update(v, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """c = f * c + i * g, h = o * tanh(LN(c) * p[12] + p[13]) (equations 21 and 22): what is carried on is c itself."""
+    c = v[1] * state[1] + v[0] * v[2]
+    scaled, _ = normalised((c,), p[14], 1)
+    return v[3] * activate(scaled[0] * p[12] + p[13], ACTIVATION), c
+
+
+@triton.jit
+def lstm_layer_norm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    i, f, g, o = v[0], v[1], v[2], v[3]
+    w = p[14]
+    scaled, scale = normalised((after[1],), w, 1)
+    s = activate(scaled[0] * p[12] + p[13], ACTIVATION)
+    ds = gradient(d[0] * o, s, ACTIVATION)
+    of_c = through_normalised((ds * p[12],), scaled, scale, w, 1)
+    dc = d[1] + of_c[0]
+    di = gradient(dc * g, i, RECURRENT)
+    df = gradient(dc * before[1], f, RECURRENT)
+    dg = gradient(dc * i, g, ACTIVATION)
+    do = gradient(d[0] * s, o, RECURRENT)
+    x, a = (v[4], v[5], v[6], v[7]), (v[8], v[9], v[10], v[11])
+    dx = through_normalised((di * p[0], df * p[1], dg * p[2], do * p[3]), x, v[12], w, 4)
+    da = through_normalised((di * p[4], df * p[5], dg * p[6], do * p[7]), a, v[13], w, 4)
+    of_x = (di * x[0], df * x[1], dg * x[2], do * x[3])
+    of_a = (di * a[0], df * a[1], dg * a[2], do * a[3])
+    return dx, da, (tl.zeros_like(dc), dc * f), of_x + of_a + (di, df, dg, do, ds * scaled[0], ds)
+
+
+@triton.jit
+def gru_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """Those of a GRU with LN(W_ih x) * p[0:3] + p[6:9] for x and LN(W_hh h) * p[3:6], for n + p[9], for a, each over
+    all gates (Ba et al. 2016, equations 23 to 25, the reset gate on the normalised sum, as there and in torch.nn.GRU);
+    then both normalised, three tiles each, and their scales."""
+    x, x_scale = normalised(x, p[10], 3)
+    a, a_scale = normalised(a, p[10], 3)
+    r = activate(x[0] * p[0] + a[0] * p[3] + p[6], RECURRENT)
+    z = activate(x[1] * p[1] + a[1] * p[4] + p[7], RECURRENT)
+    n = activate(x[2] * p[2] + p[8] + r * (a[2] * p[5] + p[9]), ACTIVATION)
+    return r, z, n, x[0], x[1], x[2], a[0], a[1], a[2], x_scale, a_scale
+
+
+@triton.jit
+def gru_layer_norm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    r, z, n = v[0], v[1], v[2]
+    w = p[10]
+    x, a = (v[3], v[4], v[5]), (v[6], v[7], v[8])
+    dz = gradient(d[0] * (before[0] - n), z, RECURRENT)
+    dn = gradient(d[0] * (1.0 - z), n, ACTIVATION)
+    dr = gradient(dn * (a[2] * p[5] + p[9]), r, RECURRENT)
+    dx = through_normalised((dr * p[0], dz * p[1], dn * p[2]), x, v[9], w, 3)
+    da = through_normalised((dr * p[3], dz * p[4], dn * r * p[5]), a, v[10], w, 3)
+    of_x = (dr * x[0], dz * x[1], dn * x[2])
+    of_a = (dr * a[0], dz * a[1], dn * r * a[2])
+    return dx, da, (d[0] * z,), of_x + of_a + (dr, dz, dn, dn * r)

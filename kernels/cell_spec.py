@@ -18,13 +18,16 @@ class CellSpec:
     gates:           rows of W_hh are gates * hidden_size, stacked gate by gate in torch's order.
     states:          tiles carried from step to step; the first is h, the only one that other units read.
     values:          tiles of v.
-    saved:           tiles of v that the step backwards needs: all, or 0 where the states alone will do.
+    saved:           how many of v's first tiles the step backwards needs, 0 where the states alone will do. With
+                     zoneout it needs all.
     split_gradient:  whether x and a have different gradients.
     gates_of, update, gradients:  the jitted functions (see `cell_math`), injected into the time loops.
     parameters:      rows of numbers per unit that the cell has besides its matrices and biases.
     activation, recurrent_activation:  names in `activations`, handed to the functions; "" for functions without.
     inner, outer_gradients, outer_gates:  of a cell with two products in a step (see `cell_math`).
     gate_names:      names of the first tiles of v, for those who look at gates.
+    normalised:      whether the functions take means over all units of a head (see `normalise`): p then ends with each
+                     unit's share in one, a head runs in one program, and v is always worked out again.
     """
 
     name: str
@@ -43,6 +46,7 @@ class CellSpec:
     outer_gradients: triton.JITFunction | None = None
     outer_gates: int = 0
     gate_names: tuple[str, ...] = ()
+    normalised: bool = False
 
     @property
     def cache_key(self) -> str:
@@ -133,8 +137,49 @@ CELLS: dict[str, CellSpec] = {
             gradients=cell_math.lstm_peephole_gradients,
             parameters=3,
         ),
+        CellSpec(
+            "slstm",
+            gates=4,
+            states=4,
+            values=6,
+            saved=5,
+            split_gradient=False,
+            gates_of=cell_math.slstm_gates,
+            update=cell_math.slstm_update,
+            gradients=cell_math.slstm_gradients,
+            gate_names=("i", "f", "z", "o"),
+        ),
     )
 }
+
+NORMALISED: dict[str, CellSpec] = {
+    spec.name: spec
+    for spec in (
+        replace(
+            _GRU,
+            name="gru_layer_norm",
+            values=11,
+            saved=11,
+            gates_of=cell_math.gru_layer_norm_gates,
+            gradients=cell_math.gru_layer_norm_gradients,
+            parameters=10,
+            normalised=True,
+        ),
+        replace(
+            _LSTM,
+            name="lstm_layer_norm",
+            values=14,
+            saved=14,
+            split_gradient=True,
+            gates_of=cell_math.lstm_layer_norm_gates,
+            update=cell_math.lstm_layer_norm_update,
+            gradients=cell_math.lstm_layer_norm_gradients,
+            parameters=14,
+            normalised=True,
+        ),
+    )
+}
+"""Built-in cells of `CellSpec.normalised`; those of others are in `CELLS`."""
 
 _WITH_ACTIVATIONS = re.compile(r"(\w+)\((\w+),(\w+)\)")
 
@@ -144,10 +189,10 @@ def find_cell(name: str) -> CellSpec:
 
     Raises KeyError where there is none.
     """
-    spec = CELLS.get(name)
+    spec = CELLS.get(name) or NORMALISED.get(name)
     if spec is None:
         match = _WITH_ACTIVATIONS.fullmatch(name)
-        if match is None or not CELLS[match[1]].activation:
+        if match is None or not (family := find_cell(match[1])).activation:
             raise KeyError(name)
-        spec = replace(CELLS[match[1]], name=name, activation=match[2], recurrent_activation=match[3])
+        spec = replace(family, name=name, activation=match[2], recurrent_activation=match[3])
     return spec

@@ -13,13 +13,17 @@ import triton
 class Executor(Protocol):
     """Stands in for the GPU: runs every program of a grid to its end before `run` returns."""
 
+    arch: tuple[str, int | str]
+    """What the kernels are compiled for, as `DeviceLimits.arch`; ("interpreter", 0) where they are not."""
+
     spin_limit: int
     """Polls a program may spend on one wait."""
 
     resident_programs: int
     """Programs that it holds at once."""
 
-    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None: ...
+    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object], **options: object) -> None:
+        """arguments: of the kernel, compile-time ones included. options: of the compiler and the launch."""
 
 
 _substitute: ContextVar[Executor | None] = ContextVar("holdfast_executor", default=None)

@@ -1,11 +1,11 @@
 """The concurrent interpreter: cooperative kernels on the CPU, and a race finder.
 
 Triton's own interpreter runs the programs of a grid one after another, so programs that wait for
-each other never return. Here every program is a coroutine and a seeded scheduler picks who runs
-next (`schedule`). Memory is weaker than a plain array: a store reaches the others in pieces, at
-random times, in random order, until a release; a plain load of memory that another program writes
-is an error, because on a GPU it may be served from a stale L1 line; so is an access outside every
-tensor of the launch.
+each other never return. Here every program is a coroutine that gives up its turn at every access to
+memory (`schedule`), and a seeded scheduler picks who runs next (`schedulers`). Memory is a GPU's and
+not a plain array (`weak_memory`): a store reaches the others late, in pieces and out of order until
+a release and an acquire order it; a plain load of memory that another program writes is an error,
+because it may be served from a stale L1 line; so is an access to what is no element of the launch's tensors.
 
 It also repairs what Triton's interpreter gets wrong on bfloat16: the dot (it multiplies the raw
 16-bit integers) and the conversion from float32 (it truncates). A tf32 dot rounds its operands.
@@ -16,6 +16,8 @@ It also repairs what Triton's interpreter gets wrong on bfloat16: the dot (it mu
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -31,42 +33,56 @@ from triton.runtime.interpreter import TensorHandle
 
 from .executor import executing_on
 from .resources import TOO_LARGE
+from .schedulers import SCHEDULERS
+from .weak_memory import PIECES, Memory, OutOfBoundsError, RaceError
 
 if TYPE_CHECKING:
-    from .schedule import Range, Scheduler
-
-
-class RaceError(RuntimeError):
-    """Two programs touch the same memory in a way that a GPU gives no order to."""
-
-
-class OutOfBoundsError(IndexError):
-    """A program touches memory that belongs to none of its launch's tensors."""
+    from .schedule import Coroutines, Range
 
 
 class Interpreter:
     """An `Executor` for CPU tensors.
 
-    seed:               of the schedule; the same seed gives the same interleaving.
-    stalled:            programs that never start, as if the GPU had no room for them.
+    seed:               of the schedule and of what loads miss; the same seed gives the same interleaving.
+    scheduler:          who has the next turn, a name of `SCHEDULERS`.
+    stalled:            programs that never start, as if the GPU had no room for them; or a dict of programs and after
+                        how many turns each is killed.
+    late:               programs that start when all others have ended.
     raise_on_deadlock:  raise DeadlockError when all programs wait; False lets them spend their
                         polls and end by themselves, as on a GPU.
+    most_turns:         of a launch; one more is a DeadlockError. None for any number.
+    raise_on_race:      raise RaceError; False lets a race have its effect.
+    pieces:             parts of a store that become visible on their own; 0: every element.
     resident_programs:  how many programs the imagined GPU holds at once, by its own formula.
     admitted_programs:  how many of a cooperative grid its driver admits; None for any number.
+
+    Whatever a launch raises says which seed and scheduler replay it.
     """
+
+    arch: tuple[str, int | str] = ("interpreter", 0)
 
     def __init__(
         self,
         seed: int = 0,
         *,
-        stalled: Collection[int] = (),
+        scheduler: str = "random",
+        stalled: Collection[int] | Mapping[int, int] = (),
+        late: Collection[int] = (),
         raise_on_deadlock: bool = True,
+        most_turns: int | None = None,
+        raise_on_race: bool = True,
+        pieces: int = PIECES,
         resident_programs: int = 132,
         admitted_programs: int | None = None,
     ) -> None:
         self.seed = seed
-        self.stalled = frozenset(stalled)
+        self.scheduler = scheduler
+        self.turns = stalled if isinstance(stalled, Mapping) else dict.fromkeys(stalled, 0)
+        self.late = frozenset(late)
         self.raise_on_deadlock = raise_on_deadlock
+        self.most_turns = most_turns
+        self.raise_on_race = raise_on_race
+        self.pieces = pieces
         self.resident_programs = resident_programs
         self.admitted_programs = admitted_programs
         self.spin_limit = 1000
@@ -74,17 +90,32 @@ class Interpreter:
         self.trace: list[int] = []
         """Who had each turn, over all launches."""
 
-    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object]) -> None:
-        from .schedule import Scheduler  # needs greenlet, which a machine with a GPU may lack
+    @property
+    def replay(self) -> str:
+        """How to get this schedule again."""
+        return f"interpret(seed={self.seed}, scheduler={self.scheduler!r})"
+
+    def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object], **options: object) -> None:
+        from .schedule import Coroutines, DeadlockError  # needs greenlet, which a machine with a GPU may lack
 
         team: Any = arguments.get("team")
         cooperative = team is not None and team.status is not None
         if cooperative and self.admitted_programs is not None and grid > self.admitted_programs:
             raise RuntimeError(TOO_LARGE)
-        scheduler = Scheduler(self.seed + self.launches, raise_on_deadlock=self.raise_on_deadlock)
+        seed = self.seed + self.launches
         self.launches += 1
+        scheduler = SCHEDULERS[self.scheduler](random.Random(seed))
+        coroutines = Coroutines(scheduler, raise_on_deadlock=self.raise_on_deadlock, most_turns=self.most_turns)
+        memory = Memory(
+            _tensors(arguments.values()),
+            grid,
+            seed,
+            unchecked=team.status if cooperative else None,
+            pieces=self.pieces,
+            raise_on_race=self.raise_on_race,
+        )
         function = _rewritten(kernel)
-        with _interpreted_language(_Builder.over(scheduler, grid, _storages(arguments.values()))):
+        with _interpreted_language(_Builder.over(coroutines, memory, grid)):
             bound = {
                 name: value if parameter.is_constexpr else base._implicit_cvt(value)
                 for parameter, (name, value) in zip(kernel.params, arguments.items(), strict=True)
@@ -95,9 +126,11 @@ class Interpreter:
                     function(**bound)
 
             try:
-                scheduler.run([(index, body) for index in range(grid) if index not in self.stalled])
+                coroutines.run([(index, body) for index in range(grid)], self.turns, self.late)
+            except (RaceError, OutOfBoundsError, DeadlockError) as error:
+                raise type(error)(f"{error}; launch {self.launches} of {self.replay}") from error
             finally:
-                self.trace += scheduler.trace
+                self.trace += coroutines.trace
 
 
 @contextmanager
@@ -118,9 +151,20 @@ def _rewritten(function: triton.JITFunction) -> Callable[..., Any]:
     return _rewrites[function.fn]
 
 
+_language = threading.RLock()
+"""There is one triton.language in a process: launches of several threads run one after the other, and what another
+thread compiles meanwhile would fail."""
+
+
 @contextmanager
 def _interpreted_language(builder: _Builder) -> Iterator[None]:
     """triton.language evaluates eagerly, on `builder`, and jitted functions can be called."""
+    with _language, _patched_language(builder):
+        yield
+
+
+@contextmanager
+def _patched_language(builder: _Builder) -> Iterator[None]:
     original_class, original_state = base.interpreter_builder.__class__, dict(base.interpreter_builder.__dict__)
     scope = base._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     # Triton 3.6.0 converts a one-element array with int(), which NumPy 2.4 refuses.
@@ -140,70 +184,79 @@ def _interpreted_language(builder: _Builder) -> Iterator[None]:
 class _Builder(base.InterpreterBuilder):
     """Evaluates the language's operations; memory goes through the scheduler."""
 
-    scheduler: Scheduler
-    storages: np.ndarray
-    """First address of each storage that the launch may touch and the one after its last, [2, storages]."""
-
-    writers: dict[int, tuple[int, int]]
-    """Byte address of every element stored in this launch -> the program that stored it first, and the bits."""
+    coroutines: Coroutines
+    memory: Memory
 
     @classmethod
-    def over(cls, scheduler: Scheduler, grid: int, storages: np.ndarray) -> _Builder:
+    def over(cls, coroutines: Coroutines, memory: Memory, grid: int) -> _Builder:
         builder = cls()
-        builder.scheduler = scheduler
-        builder.storages = storages
-        builder.writers = {}
+        builder.coroutines = coroutines
+        builder.memory = memory
         builder.grid_dim = (grid, 1, 1)
         return builder
 
     @property
     def grid_idx(self) -> tuple[int, int, int]:
-        return (self.scheduler.running().index, 0, 0)
+        return (self.coroutines.running().index, 0, 0)
 
     def create_masked_load(self, ptrs, mask, other, *policy):
-        program = self.scheduler.running()
-        self.scheduler.drain(program)
-        mask = TensorHandle(np.broadcast_to(mask.data, ptrs.data.shape).astype(bool), tl.int1)
-        addresses = ptrs.data[mask.data]
-        if addresses.size:
-            self._check_bounds(addresses)
-            is_volatile = policy[-1]
-            if is_volatile:
-                self.scheduler.before_poll(_range(addresses, ptrs))
-            else:
-                self._check_plain_load(addresses)
-                self.scheduler.give_up_turn()
-        return super().create_masked_load(ptrs, mask, other, *policy)
+        me = self.coroutines.running().index
+        live = np.broadcast_to(mask.data, ptrs.data.shape).astype(bool)
+        mask = TensorHandle(live, tl.int1)
+        addresses = ptrs.data[live]
+        if not addresses.size:
+            return super().create_masked_load(ptrs, mask, other, *policy)
+        cells = self.memory.cells(me, addresses, _itemsize(ptrs))
+        is_volatile = policy[-1]
+        if is_volatile:
+            self.coroutines.before_poll(_range(addresses, ptrs))
+        else:
+            self.coroutines.give_up_turn()
+        loaded = super().create_masked_load(ptrs, mask, other, *policy)
+        newest = loaded.data[live]
+        found, again = self.memory.load(me, cells, newest, strong=is_volatile)
+        if again:
+            self.coroutines.may_learn_more()
+        if found is not newest:
+            loaded.data[live] = found
+        return loaded
 
     def create_masked_store(self, ptrs, value, mask, *policy):
-        scheduler, program = self.scheduler, self.scheduler.running()
+        me = self.coroutines.running().index
         shape = ptrs.data.shape
         live = np.broadcast_to(mask.data, shape).astype(bool)
         if not live.any():
             return
-        scheduler.after_own_store()
-        self._check_bounds(ptrs.data[live])
-        self._claim(ptrs.data[live], np.broadcast_to(value.data, shape)[live])
-        early = np.array([scheduler.random.random() < 0.5 for _ in range(live.size)]).reshape(shape)
-        for part in (live & early, live & ~early):
-            program.store_buffer.append(self._pending_store(ptrs, value, part, policy))
-        scheduler.give_up_turn()
+        addresses, new = ptrs.data[live], np.broadcast_to(value.data, shape)[live]
+        self.coroutines.may_learn_more()
+        cells = self.memory.cells(me, addresses, _itemsize(ptrs))
+        old = base._interpreter.load(addresses, np.ones(new.shape, bool), np.zeros_like(new), new.dtype)
+        self.memory.store(me, cells, addresses, old, new)
+        super().create_masked_store(ptrs, value, TensorHandle(live, tl.int1), *policy)
+        self.coroutines.after_write(_range(addresses, ptrs))
+        self.coroutines.give_up_turn()
 
     def create_atomic_rmw(self, rmwOp, ptr, val, mask, sem, scope):
-        scheduler, program = self.scheduler, self.scheduler.running()
-        if sem in (ir.MEM_SEMANTIC.RELEASE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE):
-            scheduler.drain(program)
+        me = self.coroutines.running().index
         where = _range(ptr.data, ptr)
+        self.memory.cells(me, ptr.data.reshape(-1), _itemsize(ptr))
         # Adding zero is how a kernel reads a counter with acquire.
         is_read = rmwOp == ir.ATOMIC_OP.ADD and not val.data.any()
         if is_read:
-            scheduler.before_poll(where)
+            self.coroutines.before_poll(where)
         else:
-            scheduler.give_up_turn()
+            self.coroutines.give_up_turn()
+        if sem in (ir.MEM_SEMANTIC.RELEASE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE):
+            self.memory.release(me, where[0])
+        if sem in (ir.MEM_SEMANTIC.ACQUIRE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE):
+            self.memory.acquire(me, where[0])
         old = super().create_atomic_rmw(rmwOp, ptr, val, mask, sem, scope)
         if not is_read:
-            scheduler.after_write(where)
+            self.coroutines.after_write(where)
         return old
+
+    def create_barrier(self):
+        self.memory.barrier(self.coroutines.running().index)
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         operands = [_as_float32(operand) for operand in (a, b)]
@@ -222,49 +275,10 @@ class _Builder(base.InterpreterBuilder):
     def create_fp_to_fp(self, src, dst_type, rounding_mode):
         return self.cast_impl(src, dst_type)
 
-    def _pending_store(self, ptrs, value, part, policy) -> Callable[[], Range | None]:
-        def apply() -> Range | None:
-            if not part.any():
-                return None
-            super(_Builder, self).create_masked_store(ptrs, value, TensorHandle(part, tl.int1), *policy)
-            return _range(ptrs.data[part], ptrs)
 
-        return apply
-
-    def _check_bounds(self, addresses: np.ndarray) -> None:
-        first, end = self.storages[:, :, None]
-        inside = ((first <= addresses) & (addresses < end)).any(axis=0)
-        if not inside.all():
-            me = self.scheduler.running().index
-            raise OutOfBoundsError(
-                f"program {me} touches {(~inside).sum()} elements outside every tensor of its launch"
-            )
-
-    def _check_plain_load(self, addresses: np.ndarray) -> None:
-        me = self.scheduler.running().index
-        for address in addresses.tolist():
-            writer, _ = self.writers.get(address, (me, None))
-            if writer != me:
-                raise RaceError(f"program {me} loads, not volatile, what program {writer} stores in the same launch")
-
-    def _claim(self, addresses: np.ndarray, values: np.ndarray) -> None:
-        me = self.scheduler.running().index
-        bits = values.view(f"u{values.itemsize}").tolist()
-        for address, value in zip(addresses.tolist(), bits, strict=True):
-            writer, stored = self.writers.get(address, (me, value))
-            if writer != me and stored != value:
-                raise RaceError(f"programs {writer} and {me} store different values to the same address")
-            self.writers[address] = (writer, value)
-
-
-def _storages(arguments: Iterable[object]) -> np.ndarray:
-    """The storages of all tensors among the arguments, groups of them included, as `_Builder.storages`."""
-    tensors = [leaf for argument in arguments for leaf in _leaves(argument) if isinstance(leaf, torch.Tensor)]
-    spans = [
-        (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
-        for storage in (t.untyped_storage() for t in tensors)
-    ]
-    return np.array(spans, dtype=np.uint64).reshape(-1, 2).T
+def _tensors(arguments: Iterable[object]) -> list[torch.Tensor]:
+    """All tensors among the arguments, groups of them included."""
+    return [leaf for argument in arguments for leaf in _leaves(argument) if isinstance(leaf, torch.Tensor)]
 
 
 def _leaves(argument: object) -> Iterator[object]:
@@ -276,9 +290,12 @@ def _leaves(argument: object) -> Iterator[object]:
         yield argument
 
 
+def _itemsize(ptrs: TensorHandle) -> int:
+    return max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
+
+
 def _range(addresses: np.ndarray, ptrs: TensorHandle) -> Range:
-    itemsize = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
-    return int(addresses.min()), int(addresses.max()) + itemsize - 1
+    return int(addresses.min()), int(addresses.max()) + _itemsize(ptrs) - 1
 
 
 def _as_float32(handle: TensorHandle) -> np.ndarray:

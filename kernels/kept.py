@@ -21,10 +21,11 @@ def saved_tiles(problem: Problem) -> int:
 
 def keeps_values(problem: Problem, keep: Keep) -> bool:
     """Whether v of every step is kept. A cell with two products always keeps it: its second product multiplies
-    something that no single GEMM brings back."""
-    if not saved_tiles(problem) or keep == "nothing":
+    something that no single GEMM brings back. A normalised one never does: its v is more than what it is made of."""
+    cell = find_cell(problem.cell)
+    if not saved_tiles(problem) or keep == "nothing" or cell.normalised:
         return False
-    return keep == "save" or find_cell(problem.cell).inner is not None
+    return keep == "save" or cell.inner is not None
 
 
 def writes_operands(config: Config, keep: Keep) -> bool:

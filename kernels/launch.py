@@ -17,9 +17,10 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
-from .cell_spec import CELLS
+from .cell_spec import CELLS, find_cell
 from .config import Config
 from .describe import (
+    Arch,
     backend_options,
     batch_tiles,
     constexprs,
@@ -48,7 +49,7 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
     Raises StalledError if an earlier launch on the device gave up a wait, and NotResidentError.
     """
     executor = substitute()
-    launcher = current_launcher(problem, config, device, executor is not None)
+    launcher = current_launcher(problem, config, device, None if executor is None else executor.arch)
     if launcher.cooperative:
         raise_if_stalled(device)
     if executor is None:
@@ -58,12 +59,13 @@ def launch(problem: Problem, config: Config, device: torch.device, groups: dict[
         raise_if_stalled(device)
 
 
-def current_launcher(problem: Problem, config: Config, device: torch.device, substituted: bool) -> Launcher:
-    """The one of these, for the cell that has the problem's name today."""
-    launcher = launcher_of(problem, config, device, substituted)
+def current_launcher(problem: Problem, config: Config, device: torch.device, substitute_arch: Arch | None) -> Launcher:
+    """The one of these, for the cell that has the problem's name today. substitute_arch: of the executor in the GPU's
+    place, if there is one."""
+    launcher = launcher_of(problem, config, device, substitute_arch)
     if launcher.cell is not CELLS.get(problem.cell):  # the name was given away anew
         launcher_of.cache_clear()
-        launcher = launcher_of(problem, config, device, substituted)
+        launcher = launcher_of(problem, config, device, substitute_arch)
     return launcher
 
 
@@ -89,12 +91,16 @@ _fits: dict[tuple[torch.device, Any], Fit] = {}
 class Launcher:
     """Every launch of one problem with one config on one device, or in an executor in its place."""
 
-    def __init__(self, problem: Problem, config: Config, device: torch.device, substituted: bool) -> None:
+    def __init__(
+        self, problem: Problem, config: Config, device: torch.device, substitute_arch: Arch | None = None
+    ) -> None:
+        if config.regime == "cooperative" and find_cell(problem.cell).normalised:
+            raise ValueError(f"config of {problem.cell} should be of one program, which takes its means, got {config}")
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"
         self.least, self.tiles = least_grid(problem, config), batch_tiles(problem, config)
-        arch = ("interpreter", 0) if substituted else from_device(device).arch
+        arch = substitute_arch or from_device(device).arch
         # For AMD Triton compiles one thing more in that is not looked at here: whether a tensor has 2 GiB.
         self.remembers = arch[0] == "cuda"
         constants = constexprs(problem, config, arch)
@@ -142,7 +148,7 @@ class Launcher:
 
         def start(grid: int, team: Team, walk_bits: int) -> None:
             given = groups | {"team": team, "walk_bits": walk_bits} | constants
-            executor.run(self.kernel, grid, {name: given[name] for name in self.kernel.arg_names})
+            executor.run(self.kernel, grid, {name: given[name] for name in self.kernel.arg_names}, **self.options)
 
         self._start(start, Fit(executor.resident_programs, H100.num_sms), executor.spin_limit, groups["walk_bits"])
 

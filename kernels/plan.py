@@ -51,6 +51,7 @@ class Plan:
     backward:    of a call that a backward pass may follow: the plan of that.
     step:        what one step should take, and a whole call: on the kernels and on torch's own op; only `explain` says
                  so, and `call` where torch's op could run it too.
+    first_use:   whether the kernel has run beside torch's own op; only `explain` of a module asks.
     keep:        what is kept for it ("save" or "recompute", see a module's `keep`), and how many bytes.
     """
 
@@ -66,6 +67,7 @@ class Plan:
     keep: Literal["", "nothing", "save", "recompute"] = ""
     kept_bytes: int = 0
     step: Prediction | None = None
+    first_use: str = ""
     call: tuple[Prediction, Prediction] | None = None
 
     def __str__(self) -> str:
@@ -78,11 +80,13 @@ class Plan:
         if self.config is not None:
             lines.append(f"  config: {self.config} ({self.origin})")
             lines += [f"  predicted: {self.step} a step"] if self.step is not None else []
+            lines += [f"  first use beside torch's op: {self.first_use}"] if self.first_use else []
             lines += [f"  note: {note}" for note in self.notes]
         if self.backward is not None:
             lines += [
                 f"  backward: {self.backward.regime}, {self.backward.config} ({self.backward.origin})",
                 *([f"  predicted: backward: {self.backward.step} a step"] if self.backward.step is not None else []),
+                *([f"  first use beside torch's op: backward: {use}"] if (use := self.backward.first_use) else []),
                 *(f"  note: backward: {note}" for note in self.backward.notes),
                 f"  keep: {self.keep}, {self.kept_bytes / 2**20:.1f} MiB",
                 "  double backward: eager, the plain recurrence",

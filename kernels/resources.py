@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .hashed_once import hashed_once
-
-if TYPE_CHECKING:
-    from .problem import Problem
+from .refused import RefusedError
 
 _KIB = 1024
 # Streaming multiprocessors (NVIDIA) and compute units (AMD) both consist of four parts, each with a quarter of
@@ -24,12 +22,10 @@ TOO_LARGE = "too many blocks in cooperative launch"
 """What a driver says of a grid that it cannot hold at once: CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, HIP likewise."""
 
 
-class NotResidentError(RuntimeError):
-    """The programs of a cooperative launch do not fit on the GPU at the same time; `problem` is what they compute."""
+class NotResidentError(RefusedError):
+    """The programs of a cooperative launch do not fit on the GPU at the same time."""
 
-    def __init__(self, message: str, problem: Problem) -> None:
-        super().__init__(message)
-        self.problem = problem
+    reason = "not_resident"
 
 
 @hashed_once

@@ -1,27 +1,30 @@
-"""Programs of a grid as coroutines on one thread, and the seeded choice of who runs next.
+"""Programs of a grid as coroutines on one thread.
 
-A program gives up its turn at every access to memory. One that re-reads memory in which nothing has
-changed is put to sleep until something does: a poll costs one turn for every change, and "all are
-asleep" is a deadlock, found at once.
+A program gives up its turn at every access to memory; who has the next one is a scheduler's choice (`schedulers`). One
+that polls memory in which nothing has changed is put to sleep until something does: a poll costs one turn for every
+change, and "all are asleep" is a deadlock, found at once.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import greenlet
+
+if TYPE_CHECKING:
+    from .schedulers import Scheduler
 
 Range = tuple[int, int]
 """First and last byte address of an access."""
 
 
 class DeadlockError(RuntimeError):
-    """Every program that has not ended waits for memory that nobody will write."""
+    """Every program that has not ended waits for memory that nobody will write; or a wait has no end."""
 
 
 class Program:
-    """One program of the grid: its coroutine, what it polls, and its stores that others cannot see yet."""
+    """One program of the grid: its coroutine, what it polls, how many turns it has had."""
 
     def __init__(self, index: int, body: Callable[[], None]) -> None:
         self.index = index
@@ -29,49 +32,57 @@ class Program:
         self.polled: set[Range] = set()
         self.asleep = False
         self.changed = False
-        self.store_buffer: list[Callable[[], Range | None]] = []
+        self.turns = 0
 
 
-class Scheduler:
-    """Runs programs to their end, one at a time, in an order drawn from `seed`."""
+class Coroutines:
+    """Runs programs to their end, one at a time."""
 
-    def __init__(self, seed: int, *, raise_on_deadlock: bool = True) -> None:
-        self.random = random.Random(seed)
+    def __init__(self, scheduler: Scheduler, *, raise_on_deadlock: bool = True, most_turns: int | None = None) -> None:
+        self.scheduler = scheduler
         self.raise_on_deadlock = raise_on_deadlock
+        self.most_turns = most_turns
         self.programs: list[Program] = []
         self.current: Program | None = None
         self.trace: list[int] = []
 
-    def run(self, bodies: Sequence[tuple[int, Callable[[], None]]]) -> None:
-        """Run (index, body) pairs. Raises what a body raises, and DeadlockError."""
-        main = greenlet.getcurrent()
+    def run(
+        self,
+        bodies: Sequence[tuple[int, Callable[[], None]]],
+        turns: Mapping[int, int] | None = None,
+        late: Collection[int] = (),
+    ) -> None:
+        """Run (index, body) pairs. Raises what a body raises, and DeadlockError.
+
+        turns:  after how many a program has no more and is left where it is.
+        late:   programs that begin when all others have ended.
+        """
         self.programs = [Program(index, body) for index, body in bodies]
-        alive = list(self.programs)
-        while alive:
-            if self.random.random() < 0.25:
-                self._drain_one()
+        self._run([program for program in self.programs if program.index not in late], turns or {})
+        self._run([program for program in self.programs if program.index in late], turns or {})
+
+    def _run(self, alive: list[Program], turns: Mapping[int, int]) -> None:
+        main = greenlet.getcurrent()
+        while alive := [p for p in alive if not p.coroutine.dead and p.turns < turns.get(p.index, p.turns + 1)]:
             awake = [program for program in alive if not program.asleep]
             if not awake:
-                if self._drain_one():
-                    continue
                 self._on_deadlock(alive)
                 awake = alive
-            program = self.random.choice(awake)
+            program = self.scheduler.choose(awake)
             self.current = program
+            if len(self.trace) == self.most_turns:
+                raise DeadlockError(f"program {program.index} and others have not ended after {self.most_turns} turns")
             self.trace.append(program.index)
+            program.turns += 1
             program.coroutine.parent = main
             program.coroutine.switch()
             self.current = None
-            if program.coroutine.dead:
-                alive.remove(program)
-        for program in self.programs:
-            self.drain(program)
 
     def give_up_turn(self) -> None:
         greenlet.getcurrent().parent.switch()
 
     def before_poll(self, where: Range) -> None:
-        """A volatile read of `where` is about to happen: sleep if it cannot tell anything new."""
+        """A strong read of `where` is about to happen: sleep if it cannot tell anything new."""
         program = self.running()
         if where in program.polled:
             program.asleep = not program.changed
@@ -82,8 +93,8 @@ class Scheduler:
             self.give_up_turn()
         program.polled.add(where)
 
-    def after_own_store(self) -> None:
-        """The running program goes on: what it has read so far, it may read again without waiting for it."""
+    def may_learn_more(self) -> None:
+        """What the running program has read so far, it may read again without waiting for a change."""
         self.running().polled.clear()
 
     def after_write(self, where: Range) -> None:
@@ -93,27 +104,9 @@ class Scheduler:
                 program.changed = True
                 program.asleep = False
 
-    def drain(self, program: Program) -> None:
-        """Make all buffered stores of a program visible, in random order."""
-        while program.store_buffer:
-            self._apply(program, self.random.randrange(len(program.store_buffer)))
-
     def running(self) -> Program:
         assert self.current is not None
         return self.current
-
-    def _drain_one(self) -> bool:
-        holders = [program for program in self.programs if program.store_buffer]
-        if not holders:
-            return False
-        program = self.random.choice(holders)
-        self._apply(program, self.random.randrange(len(program.store_buffer)))
-        return True
-
-    def _apply(self, program: Program, position: int) -> None:
-        where = program.store_buffer.pop(position)()
-        if where is not None:
-            self.after_write(where)
 
     def _on_deadlock(self, alive: Sequence[Program]) -> None:
         if self.raise_on_deadlock:

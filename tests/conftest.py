@@ -9,8 +9,10 @@ import pytest
 import torch
 from sample import mark_the_rest
 
+import holdfast
 from holdfast.autotune.pin import kernels_where_they_can
 from holdfast.kernels.interpreter import interpret
+from holdfast.kernels.ptx.executor import TARGETS, PtxExecutor, compiled
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,22 +36,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _kernels_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests on a GPU are of the kernels, and their layers tiny: torch's own op would be the faster choice."""
+    """Tests on a GPU are of the kernels, and their layers tiny: torch's own op would be the faster choice. What runs
+    before a kernel's first use has tests of its own, and would count in launches and memory here."""
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
-    with kernels_where_they_can():
+    with kernels_where_they_can(), holdfast.first_use("off"):
         yield
 
 
-@pytest.fixture(params=["interpreted", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=[
+        "interpreted",
+        pytest.param("compiled", marks=pytest.mark.slow),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where the kernels run: the concurrent interpreter, each test with a schedule of its own, and the GPU."""
+    """Where the kernels run: the concurrent interpreter, each test with a schedule of its own, and the GPU. The slow
+    tests also run what is compiled, each for one of two GPUs, in the PTX executor."""
     if request.param == "cuda":
         yield torch.device("cuda")
         return
-    with interpret(seed=sum(map(ord, request.node.name))):
+    seed = sum(map(ord, request.node.name))
+    with compiled(TARGETS[seed % 2], seed=seed) if request.param == "compiled" else interpret(seed=seed):
         yield torch.device("cpu")
+
+
+@pytest.fixture(params=TARGETS)
+def ptx_executor(request: pytest.FixtureRequest) -> Iterator[PtxExecutor]:
+    """The kernels, compiled for each of these GPUs, run on CPU tensors in the PTX executor."""
+    with compiled(request.param, seed=sum(map(ord, request.node.name))) as executor:
+        yield executor
 
 
 @pytest.fixture

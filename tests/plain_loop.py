@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import holdfast
-from holdfast.bench.method.judge import compare_all, relative_error
 from holdfast.cells.eager.noise import Noise, draw
+from holdfast.kernels.tolerance import compare_all, relative_error
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -116,7 +116,13 @@ def one_step(
     b_ih, b_hh = (getattr(module, f"bias_{kind}_{suffix}") if module.bias else 0 for kind in ("ih", "hh"))
 
     def through_w_hh(h: Tensor) -> Tensor:
-        return w_hh @ (h if dropout is None else h * dropout) + b_hh
+        h = h if dropout is None else h * dropout
+        heads, size = module.num_heads, w_hh.shape[1]
+        if module.proj_size:
+            return w_hh @ h + b_hh
+        # Row by row of W_hh the head that it belongs to, of H units in `heads` parts.
+        own = [row % module.hidden_size // size for row in range(w_hh.shape[0])] if heads > 1 else [0] * len(w_hh)
+        return (w_hh * torch.stack([h[head * size : (head + 1) * size] for head in own])).sum(1) + b_hh
 
     p = w_ih @ x + b_ih
     h = state[0]
@@ -174,9 +180,12 @@ class Case:
         return f"{self.module} {mode} {self.form} x={tuple(self.x.shape)} {' '.join(given)} lengths={self.lengths}"
 
 
-def draw_case(seed: int) -> Case:
-    """A random combination of a cell, its options, layers, directions, layout and everything that a call may have."""
-    pick = random.Random(seed)
+def draw_case(seed: int, pick: random.Random | None = None) -> Case:
+    """A random combination of a cell, its options, layers, directions, layout and everything that a call may have.
+
+    pick:  chooses all but the numbers, where that is not the seed's.
+    """
+    pick = random.Random(seed) if pick is None else pick
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*size: int) -> Tensor:
@@ -210,6 +219,9 @@ def draw_case(seed: int) -> Case:
             options["reset_after"] = chance(0.5)
     if kind is holdfast.RNN:
         options["nonlinearity"] = pick.choice(["tanh", "relu"])
+
+    if hidden == 4 and not projected and chance(0.4):
+        options["num_heads"] = pick.choice([2, 4])
 
     form = pick.choice(["batch", "batch", "batch", "unbatched", "packed"])
     activations = {options.get("activation", "tanh"), options.get("recurrent_activation", "sigmoid")}
@@ -268,10 +280,13 @@ def as_given(lengths: list[int], pick: random.Random) -> Any:
 # The comparison
 
 
-def compare(case: Case, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> None:
+def compare(
+    case: Case, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64, *, beside_the_loop: bool = False
+) -> None:
     """Assert that a call on this device in this dtype gives the values and gradients of the loop.
 
-    In float64 they are equal but for rounding; in another dtype as near as the eager path on the CPU comes to them.
+    In float64 they are equal but for rounding; in another dtype as near as the eager path comes to them, or with
+    beside_the_loop, for the eager path itself, as the loop in that dtype.
     """
     results, masks = run(case, device, dtype)
     expected = run_loop(case, masks, dtype)
@@ -281,12 +296,15 @@ def compare(case: Case, device: torch.device | str = "cpu", dtype: torch.dtype =
         for name, value in results.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
         return
-    with holdfast.backend("eager"):
-        eager, _ = run(case, device, dtype)
+    if beside_the_loop:
+        eager = run_loop(case, masks, dtype, dtype)
+    else:
+        with holdfast.backend("eager"):
+            eager, _ = run(case, device, dtype)
     each = [[r[name] for name in results] for r in (results, eager, expected)]
     if not all(error.ok for error in compare_all(*each, dtype)):
         # With a few numbers the eager path may be exact by luck: its error on numbers next to these tells more.
-        elsewhere = max(eager_error(neighbour(case, k), dtype) for k in range(8))
+        elsewhere = max(eager_error(neighbour(case, k), dtype, beside_the_loop) for k in range(8))
         # Three TF32 products for one keep 22 of float32's 24 bits.
         elsewhere *= 4 if dtype is torch.float32 else 1
         for name, error in zip(results, compare_all(*each, dtype, elsewhere), strict=True):
@@ -309,11 +327,12 @@ def neighbour(case: Case, seed: int) -> Case:
     return other
 
 
-def eager_error(case: Case, dtype: torch.dtype) -> float:
-    """The eager path's largest error relative to the largest value, on the CPU."""
+def eager_error(case: Case, dtype: torch.dtype, of_the_loop: bool = False) -> float:
+    """The eager path's largest error relative to the largest value, on the CPU, or the loop's in this dtype."""
     with holdfast.backend("eager"):
         eager, masks = run(case, "cpu", dtype)
     expected = run_loop(case, masks, dtype)
+    eager = run_loop(case, masks, dtype, dtype) if of_the_loop else eager
     return relative_error([eager[name] for name in expected], list(expected.values()))
 
 
@@ -336,10 +355,23 @@ def run(case: Case, device: torch.device | str, dtype: torch.dtype) -> tuple[dic
     return found(case, module, leaves, named, gates[0].layers if gates else ()), masks
 
 
-def run_loop(case: Case, masks: Masks, dtype: torch.dtype) -> dict[str, Tensor]:
+def run_loop(
+    case: Case, masks: Masks, dtype: torch.dtype, computed_in: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
     """The same of the loop, on numbers rounded to `dtype`."""
-    module = deepcopy(case.module).to(dtype).double()
-    leaves, x, hx, options = arguments(case, module, "cpu", torch.float64, rounded=dtype)
+    module = deepcopy(case.module).to(dtype).to(computed_in)
+    leaves, x, hx, options = arguments(case, module, "cpu", computed_in, rounded=dtype)
+    if computed_in is not torch.float64:
+        noise, between = masks
+        masks = (
+            [
+                Noise(*(None if m is None else m.to(computed_in) for m in (dropout,)), [
+                    None if z is None else z.to(computed_in) for z in zoneout
+                ])
+                for dropout, zoneout in noise
+            ],
+            [mask.to(computed_in) for mask in between],
+        )  # fmt: skip
     batched = case.form != "unbatched"
     x = x if batched else x.unsqueeze(1)
     x = x.transpose(0, 1) if module.batch_first and batched else x

@@ -64,7 +64,7 @@ def test_tuning_is_refused_without_a_gpu(what, tmp_path, cache):
     [
         (["--hidden", 32], "Give one of --cell, --list-file and --from-model."),
         (["--cell", "gru", "--list-file", LIST], "--cell and --list-file was given"),
-        (["--cell", "mgu"], "--cell: cell should be one of 'rnn_tanh'"),
+        (["--cell", "mguu"], "--cell: cell should be one of 'rnn_tanh'"),
         (["--list-file", "/no/such.csv"], "/no/such.csv: cannot be read as CSV"),
         (["--from-model", "torch"], "--from-model should be module:factory"),
         (["--from-model", "no_such_module:make"], "ModuleNotFoundError"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from holdfast.bench.method.case import Case
-from holdfast.bench.method.judge import Errors, Judge, worst
+from holdfast.bench.method.judge import Judge
 from holdfast.bench.method.numbers import Numbers, segment_starts
 from holdfast.bench.providers.flashrnn import FlashRNN
 from holdfast.bench.providers.holdfast import Holdfast, Untuned
@@ -22,6 +22,7 @@ from holdfast.bench.suites.entries import Entry, Options
 from holdfast.bench.suites.features import same_tokens
 from holdfast.bench.suites.session import PEER_FACTOR, Session
 from holdfast.kernels.interpreter import interpret
+from holdfast.kernels.tolerance import Errors, worst
 
 CPU = torch.device("cpu")
 CELLS = ("rnn_tanh", "gru", "lstm")

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from holdfast.bench.check import run as check
@@ -101,6 +102,29 @@ def test_check_fails_where_a_kernel_is_wrong(right, monkeypatch):
     result = invoke("check", "--quick", "--interpret")
     assert result.exit_code == (0 if right else 2)
     assert ("HOLDFAST_BACKEND=eager" in result.output) is not right
+
+
+def test_check_compiled_runs_what_ptxas_would_get(monkeypatch):
+    case = check.Case("rnn_tanh", "cooperative/dataflow", torch.bfloat16, 20, 3, 2)
+    true_checks = check.run_checks
+    monkeypatch.setattr(check, "run_checks", lambda **options: true_checks(only=[case], **options))
+    result = invoke("check", "--compiled", "--target", "sm_80", "--quick")
+    assert result.exit_code == 0, result.output
+    assert "compiled for sm_80" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--compiled", "--interpret"), "two ways"),
+        (("--target", "sm_90"), "--compiled"),
+        (("--compiled", "--target", "gfx942"), "sm_80, sm_90"),
+    ],
+)
+def test_check_names_what_does_not_go_together(options, says):
+    result = invoke("check", *options)
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
 
 
 def test_help_loads_neither_pandas_nor_triton():

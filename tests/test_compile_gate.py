@@ -55,7 +55,7 @@ def _by_sentinel(kernels: pd.DataFrame) -> pd.Series:
 
 def _spins(kernels: pd.DataFrame) -> pd.Series:
     """Where every thread waits for itself (see `describe.exchange_of`)."""
-    whole_words = (kernels["dtype"] == "float32") | (kernels["hidden_size"] % 2 == 0)
+    whole_words = (kernels["dtype"] == "float32") | (kernels["hidden_size"] // kernels["num_heads"] % 2 == 0)
     return kernels["target"].str.startswith("sm_") & _by_sentinel(kernels) & whole_words
 
 
@@ -120,6 +120,7 @@ FEW = [
     Problem("lstm", FP32, 100, 16, phase="backward", directions=2),
     Problem("lstm", BF16, 64, 16, features=MANY_FEATURES),
     Problem("lstm_peephole", BF16, 768, 16),
+    Problem("slstm", BF16, 64, 16, phase="backward"),
 ]
 GRIDS: dict[str, Callable[[], Sequence[Problem]]] = {"few": lambda: FEW, "quick": quick_grid, "full": full_grid}
 

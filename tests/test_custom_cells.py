@@ -19,12 +19,12 @@ from holdfast.autotune.pin import pinned
 from holdfast.autotune.processes import modules_of_own_cells
 from holdfast.bench.check import run as check
 from holdfast.bench.cli import app
-from holdfast.bench.method.judge import compare_all
 from holdfast.bench.method.results import read
 from holdfast.cells.eager.reference import REFERENCES
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem
+from holdfast.kernels.tolerance import compare_all
 
 PAGE = (Path(__file__).parents[1] / "cells" / "own_cell.md").read_text(encoding="utf-8")
 (SOURCE,) = re.findall(r"```python\n(# my_cells\.py\n.*?)```", PAGE, re.DOTALL)
@@ -227,7 +227,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_an_unknown_cell_ends_with_those_that_are_known(command, file):
     result = invoke(*command, "--load", file, "--cell", "mguu")
     assert result.exit_code == 2
-    assert "cell should be one of 'rnn_tanh', 'rnn_relu', 'mgu', 'gru'" in result.output
+    assert "cell should be one of 'rnn_tanh', 'rnn_relu', 'slstm', 'mgu', 'gru'" in result.output
     assert "got 'mguu'" in result.output
 
 

@@ -29,6 +29,7 @@ def test_the_draws_reach_every_feature():
     assert {case.form for case in cases} == {"batch", "unbatched", "packed"}
     for option in ("bidirectional", "batch_first", "proj_size", "dropout", "learn_initial_state"):
         assert any(getattr(case.module, option) for case in cases), option
+    assert {case.module.num_heads for case in cases} == {1, 2, 4}
     for option in ("zoneout", "recurrent_dropout"):
         assert {case.module.training for case in cases if getattr(case.module, option)} == {True, False}, option
     for argument in ("hx", "lengths", "resets", "reset_state"):

@@ -64,12 +64,13 @@ def exact_projections(monkeypatch):
 @pytest.mark.parametrize("cell", CELLS)
 def test_chunks_change_no_bit(cell, regime, keep, monkeypatch):
     """Forwards and backwards, with and without lengths, from either end; the last chunk is a short one."""
-    directions = random.choice((1, 2))
+    directions, (hidden, heads) = random.choice((1, 2)), random.choice([(21, 1), (32, 1), (21, 3), (32, 2)])
     case = Case(
         cell,
         regime,
         random.choice(DTYPES),
-        hidden_size=random.choice((21, 32)),
+        hidden_size=hidden,
+        num_heads=heads,
         batch_size=random.choice((1, 3)),
         length=random.choice((17, 20)),
         directions=directions,

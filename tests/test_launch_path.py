@@ -78,14 +78,16 @@ class Case:
     keep: Keep = "save"
     batch_first: bool = False
     dtype: torch.dtype = torch.bfloat16
+    heads: int = 1
 
     @property
     def config(self) -> Config:
-        return small_config(self.regime, self.hidden)
+        return small_config(self.regime, self.hidden // self.heads)
 
     @property
     def problem(self) -> Problem:
-        return Problem(self.cell, self.dtype, self.hidden, self.batch, self.directions, features=self.features)
+        sizes = (self.hidden, self.batch, self.directions)
+        return Problem(self.cell, self.dtype, *sizes, features=self.features, num_heads=self.heads)
 
     def zeros(self, *size: int) -> Tensor:
         return torch.zeros(size, dtype=self.dtype)
@@ -121,7 +123,7 @@ class Case:
         def of_one() -> LayerWeights:
             bias = [self.zeros(rows) if self.bias else None for _ in range(2)]
             own = self.zeros(spec.parameters, H) if spec.parameters else None
-            return LayerWeights(self.zeros(rows, 8), self.zeros(rows, H), *bias, own)
+            return LayerWeights(self.zeros(rows, 8), self.zeros(rows, H // self.heads), *bias, own)
 
         return [of_one() for _ in range(self.directions)]
 
@@ -189,7 +191,7 @@ def case_of(cell, regime, features, directions, keep, bias, initial):
 def test_what_is_launched_is_what_the_compile_gate_compiles(monkeypatch):
     for choice in random.sample(EVERY, 200):
         with monkeypatch.context() as patch:
-            case, journal = case_of(*choice), stub_driver.trace(patch)
+            case, journal = replace(case_of(*choice), heads=random.choice((1, 4))), stub_driver.trace(patch)
             case.run()
             assert_as_described(case, journal)
 
@@ -289,6 +291,7 @@ def assert_all_arrived(journal: Journal, launches: int) -> None:
         Case("gru", "dataflow", EVERY_FEATURE, keep="recompute", dtype=torch.float16),
         Case("lstm", "barrier", ("reset_state", "resets"), hidden=20, batch=33),
         Case("gru_reset_before", "barrier", steps=1, dtype=torch.float32),
+        Case("lstm", "dataflow", hidden=80, heads=4),
     ],
     ids=lambda case: f"{case.cell} {case.regime}",
 )

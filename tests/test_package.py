@@ -16,7 +16,7 @@ import holdfast
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {
-    "kernels": ("loop",),
+    "kernels": ("loop", "ptx"),
     "cells": ("call", "eager", "ops"),
     "autotune": (),
     "bench": (

@@ -6,14 +6,20 @@ import itertools
 import random
 
 import numpy as np
+import ptx_blocks
 import pytest
 from ptx_blocks import M32, Thread, bits_of, float_of, run_warp, to_16_bits
 
 from holdfast.kernels.loop.interleave import trade
 from holdfast.kernels.loop.spin import CLOCK_POLLS, parts_poll, poll, publish_number, publish_word
+from holdfast.kernels.ptx.instructions import LANEWISE
+from holdfast.kernels.ptx.operation import operation
+from holdfast.kernels.stall import describe_stall
 
 CHUNKS, WORDS, CHUNK_BYTES, STATUS = 3, 8, 512, 1 << 20
 LIMIT = 1000
+MEMBERS, PROGRAM, STEP = 3, 7, 5
+TEAM_2_STEP_5 = 3 << 20 | 5
 KINDS = [("fp32", True), ("bf16", True), ("bf16", False), ("fp16", True), ("fp16", False)]
 """dtype, and whether two 16-bit numbers are compared at once."""
 
@@ -30,19 +36,19 @@ class Wait:
     """A thread's words of all chunks, `vector` at an address, in memory."""
 
     def __init__(self, dtype: str, pairs: bool, vector: int) -> None:
-        self.text = poll(CHUNKS, WORDS, vector, CHUNK_BYTES, 1 if dtype == "fp32" else 2, pairs)
+        self.text = poll(CHUNKS, WORDS, vector, CHUNK_BYTES, 1 if dtype == "fp32" else 2, pairs, MEMBERS)
         self.pointers = [4096 * (word // vector) + 4 * (word % vector) for word in range(WORDS)]
         self.places = [pointer + CHUNK_BYTES * chunk for chunk in range(CHUNKS) for pointer in self.pointers]
         self.written = {place: number(dtype) for place in self.places}
 
-    def run(self, memory, writes=(), masks=None, limit=LIMIT, status=0, ns=100):
+    def run(self, memory, writes=(), masks=None, limit=LIMIT, status=0, ns=100, step=STEP, program=PROGRAM):
         """The thread and its words after the wait, which begins with what a load brings."""
         masks = masks or [1] * len(self.places)
         first = [memory[place] if mask else 0 for place, mask in zip(self.places, masks, strict=True)]
         total = len(self.places)
         operands = [random.getrandbits(32) for _ in range(total)] + first + masks + self.pointers
-        operands += [limit] * WORDS + [STATUS] * WORDS
-        thread = Thread(operands, dict(memory) | {STATUS: status}, writes, ns)
+        operands += [limit] * WORDS + [STATUS] * WORDS + [step] * WORDS
+        thread = Thread(operands, dict(memory) | {STATUS: status}, writes, ns, program=program)
         return thread, thread.run(self.text)[:total], first
 
 
@@ -98,11 +104,19 @@ def test_no_nan_but_the_sentinel_is_waited_for(kind, wait):
 def test_a_wait_ends_at_its_limit(wait):
     place = random.choice(wait.places)
     thread, words, first = wait.run(wait.written | {place: M32}, ns=2000)
-    assert thread.stores == [(STATUS, 1)]
+    assert thread.stores == [(STATUS, TEAM_2_STEP_5)]
+    assert describe_stall(TEAM_2_STEP_5).startswith("Team 2 gave up after 5 steps")
     assert words == first, "the sentinel stays, a NaN"
     # The clock is counted from the first look on, and looked at every so many polls.
-    waited = thread.registers["%globaltimer"]
+    waited = thread.waited
     assert LIMIT * 1024 <= waited <= LIMIT * 1024 + 2 * CLOCK_POLLS * 2000
+
+
+def test_what_has_no_room_in_the_status_word_is_cut_off(wait):
+    thread, _, _ = wait.run(wait.written | {wait.places[0]: M32}, ns=2000, step=2**22, program=3 * 5000)
+    ((_, word),) = thread.stores
+    assert 0 < word < 2**31
+    assert describe_stall(word).startswith("Team 2046 or a later one gave up after 1048575 or more steps")
 
 
 def test_who_has_given_up_stops_the_others(wait):
@@ -110,7 +124,7 @@ def test_who_has_given_up_stops_the_others(wait):
     thread, words, first = wait.run(wait.written | {place: M32}, status=1)
     assert words == first
     assert not thread.stores
-    assert thread.registers["%globaltimer"] <= 100 * CLOCK_POLLS
+    assert thread.waited <= 100 * CLOCK_POLLS
 
 
 def test_nobody_waits_without_a_limit(wait):
@@ -140,8 +154,9 @@ def test_partial_sums_are_waited_for_by_their_round(parts, words, bit):
 
     def run(memory, writes=()):
         operands = [0] * total + [memory[place] for place in places] + places
-        thread = Thread(operands + [bit] * words + [9] * words + [STATUS] * words, memory | {STATUS: 0}, writes)
-        return thread, thread.run(parts_poll(parts, words))[:total]
+        operands += [bit] * words + [9] * words + [STATUS] * words + [STEP] * words
+        thread = Thread(operands, memory | {STATUS: 0}, writes, program=PROGRAM)
+        return thread, thread.run(parts_poll(parts, words, MEMBERS))[:total]
 
     thread, found = run(written)
     assert found == list(written.values())
@@ -149,7 +164,7 @@ def test_partial_sums_are_waited_for_by_their_round(parts, words, bit):
     stale = written | {8: written[8] ^ 1}
     assert run(stale, [(3, 8, written[8])])[1] == list(written.values())
     thread, found = run(stale)
-    assert thread.stores == [(STATUS, 1)]
+    assert thread.stores == [(STATUS, TEAM_2_STEP_5)]
     assert all(np.isnan(float_of(word & ~1)) for word in found)
 
 
@@ -175,7 +190,9 @@ def test_publishing_stores_whole_words_and_never_the_sentinel(dtype, pairs):
 @pytest.mark.parametrize("pairs", [True, False])
 def test_publishing_would_rewrite_a_sentinel_that_a_conversion_made(pairs, monkeypatch):
     """PTX's cvt makes every NaN 0x7FFF; should a target keep the payload, another NaN goes out."""
-    monkeypatch.setattr("ptx_blocks.to_16_bits", lambda bits, kind: bits & 0xFFFF)
+    keep = operation(lambda high, low: high << np.uint32(16) | low & np.uint32(0xFFFF), ["b32", "b32"])
+    monkeypatch.setitem(LANEWISE, "cvt.rn.bf16x2.f32", keep)
+    monkeypatch.setattr("ptx_blocks._kernel_of", ptx_blocks._kernel_of.__wrapped__)
     for low, high in itertools.product((0xFFFF, 0xFFFE, 0x1234), repeat=2):
         thread = Thread([0, low, high, 64, 1])
         thread.run(publish_word("bf16", pairs))
@@ -212,7 +229,7 @@ def test_the_trade_gives_each_thread_all_gates_of_two_units():
         threads = [Thread([0] * 8 + [int(label[at]) for at in places[lane]], lane=lane) for lane in range(32)]
         run_warp(trade(), threads)
         for lane, register in itertools.product(range(32), range(8)):
-            found[places[lane][register]] = threads[lane].registers[f"${register}"]
+            found[places[lane][register]] = threads[lane].operands[register]
     # As `split_interleaved`.
     parts = found.reshape(units // 4, 2, 2, 2, 2, 2, rows // 4, 2).transpose(7, 0, 2, 3, 4, 6, 5, 1)
     parts = parts.reshape(units, rows, 2, 2)

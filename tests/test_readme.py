@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast.bench.output.atlas import where_table
+from holdfast.bench.output.atlas import heads_table, where_table
 from holdfast.bench.output.tables import to_markdown
 from holdfast.kernels.resources import H100
 
@@ -66,3 +66,4 @@ def test_every_heading_that_a_page_points_to_exists(page):
 
 def test_the_table_of_paths_is_the_heuristics():
     assert to_markdown(where_table(H100)) in PAGES["README.md"]
+    assert to_markdown(heads_table(H100)) in PAGES["README.md"]

@@ -10,9 +10,9 @@ from torch import nn
 import holdfast
 from holdfast.autotune.pin import pinned
 from holdfast.autotune.select import select
-from holdfast.bench.method.judge import compare_all, worst
 from holdfast.kernels import layer as kernel_layer
 from holdfast.kernels.problem import Problem
+from holdfast.kernels.tolerance import compare_all, worst
 
 pytestmark = pytest.mark.gpu
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.bench.method.judge import compare_all, worst
 from holdfast.kernels.interpreter import interpret
+from holdfast.kernels.tolerance import compare_all, worst
 
 CELLS = {
     "rnn_tanh": (holdfast.RNN, nn.RNN, {}),

@@ -4,6 +4,7 @@ the plain recurrence."""
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,18 +12,15 @@ import torch
 from torch import Tensor
 
 from ...cells.eager.recurrence import unroll
+from ...cells.eager.reference import reference_of
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.extras import Extras, is_one_number
-from ...kernels.heads import block_diagonal
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.packed_rows import PackedRows
 from ...kernels.problem import Problem
-from ..method.judge import Errors, compare_all
-
-FLOAT32_AS_TF32 = 2.0**-22
-"""Relative error of three TF32 products in place of one of float32; torch's own may be zero on a few numbers."""
+from ...kernels.tolerance import FLOAT32_AS_TF32, Errors, compare_all
 
 
 def small_config(regime: str, hidden_size: int) -> Config:
@@ -36,6 +34,12 @@ def small_config(regime: str, hidden_size: int) -> Config:
     if regime.endswith("barrier"):
         return Config("cooperative", 16, 16, 32, exchange="barrier", SPLIT_K=2)
     return Config("cooperative", 16, 16, 32, exchange="dataflow", SPLIT_K=4)
+
+
+def states_of(cell: str, drawn: Sequence[Tensor]) -> list[Tensor]:
+    """Normal numbers as states of the cell: an sLSTM's n is a sum of what is positive."""
+    names = reference_of(cell).state_names
+    return [state.abs() if name == "n" else state for name, state in zip(names, drawn, strict=True)]
 
 
 @dataclass
@@ -81,7 +85,7 @@ def draw_call(cell: str, seed: int, heads: int = 1) -> Call:
         return torch.randn(*size, generator=generator)
 
     def states(chance: float) -> list[Tensor] | None:
-        return [randn(D, B, H) for _ in range(spec.states)] if pick.random() < chance else None
+        return states_of(cell, [randn(D, B, H) for _ in range(spec.states)]) if pick.random() < chance else None
 
     spec = find_cell(cell)
     H, B, T = heads * pick.choice([5, 16, 20, 33]), pick.choice([1, 3, 4, 18]), pick.choice([1, 2, 5])
@@ -137,7 +141,7 @@ def plainly(call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
         y, final = unroll(
             call.cell,
             x,
-            [own[0], block_diagonal(own[1], call.heads), *own[2:]],
+            own,
             zeros if initial is None else tuple(state[direction] for state in initial),
             reverse=direction == 1 or call.reverse,
             lengths=call.lengths,

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
+from ...cells.eager.reference import reference_of
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
 from ...kernels.heads import block_diagonal, diagonal_blocks
 from ...kernels.kept import Keep
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_layer
 from ...kernels.problem import Precision, Problem
-from ..method.judge import Errors, compare_all, relative_error, worst
+from ...kernels.tolerance import Errors, compare_all, relative_error, worst
 from ..method.plain_layer import PlainLayer
-from .features import small_config
+from .features import small_config, states_of
 
 _TORCH: dict[str, Any] = {
     "rnn_tanh": torch.nn.RNN,
@@ -81,9 +82,8 @@ class Layer:
         B, T, states = case.batch_size, case.length, find_cell(case.cell).states
         shape = (B, T, case.input_size) if case.batch_first else (T, B, case.input_size)
         self.x = torch.randn(shape, generator=generator).to(case.dtype)
-        self.hx = tuple(
-            torch.randn(case.directions, B, case.hidden_size, generator=generator).to(case.dtype) for _ in range(states)
-        )
+        drawn = [torch.randn(case.directions, B, case.hidden_size, generator=generator) for _ in range(states)]
+        self.hx = tuple(state.to(case.dtype) for state in states_of(case.cell, drawn))
         self.module = self._module().to(case.dtype)
         with torch.no_grad():
             for parameter in self.module.parameters():
@@ -170,7 +170,7 @@ class Layer:
     ) -> tuple[torch.Tensor, ...]:
         case = self.case
         time_dim = 1 if case.batch_first else 0
-        initial = None if not case.initial else tuple(hx) if len(hx) == 2 else hx[0]
+        initial = None if not case.initial else tuple(hx) if len(hx) > 1 else hx[0]
         y, states = module(x.flip(time_dim) if case.reverse else x, initial)
         y = y.flip(time_dim) if case.reverse else y
         return (y, *states) if isinstance(states, tuple) else (y, states)
@@ -196,7 +196,9 @@ class Layer:
 
     def torch_outputs(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """`torch_nn` by name."""
-        return dict(zip(("y", "h_n", "c_n"), self.torch_nn(dtype), strict=False))
+        results = self.torch_nn(dtype)
+        names = ("y", *(f"{name}_n" for name in reference_of(self.case.cell).state_names))
+        return dict(zip(names, results, strict=True))
 
     def torch_gradients(self, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
         """The same from torch.nn on the CPU in `dtype`."""

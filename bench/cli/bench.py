@@ -213,9 +213,10 @@ def compare(
 
     try:
         table = compare_folders(before, after)
+        sentences = differences(before, after)
     except ValueError as error:
         fail(str(error), "Name two folders that `holdfast bench SUITE --out FOLDER` wrote.")
-    for sentence in differences(before, after):
+    for sentence in sentences:
         typer.echo(f"Not the same machine or versions: {sentence}")
     counts = table["verdict"].value_counts()
     shown = table if all_rows else table[table["verdict"].isin(["faster", "slower"])]
@@ -265,7 +266,10 @@ def _run(suites: Iterable[Suite], run: Run, cell: str | None = None) -> None:
                 "--rehearse runs it with tiny cases in the interpreter; host, features, latency, memory and smoke "
                 "measure a CPU.",
             )
-        session = Session(suite.name, options, suite.on_cpu)
+        try:
+            session = Session(suite.name, options, suite.on_cpu)
+        except ValueError as error:  # what is there already
+            fail(str(error), "Name another folder with --out.")
         suite.run(session)
         session.close()
         rows = session.results.table()

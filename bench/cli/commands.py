@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..failing import fail, make_folder, need_matplotlib
-from .options import GPUS, Batch, Bidirectional, DtypeName, Load
+from .options import GPUS, Batch, Bidirectional, DtypeName, Heads, Load
 from .own_cells import line_in, loaded_cells
 
 WRONG = (
@@ -43,27 +43,41 @@ def check(
     interpret: Annotated[
         bool, typer.Option("--interpret", help="Run the kernels in the interpreter even where there is a GPU.")
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compiled", help="Compile the kernels and run their PTX on the CPU, instruction by instruction."
+        ),
+    ] = False,
+    target: Annotated[str | None, typer.Option(help="With --compiled: sm_80 or sm_90.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One shape for each cell, regime and dtype; no lengths and the like.")
     ] = False,
     cell: Annotated[str | None, typer.Option(help="This cell alone. By default all, or with --load those.")] = None,
     load: Load = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the numbers and of the interpreter's schedule.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the numbers and of the schedule on a CPU.")] = 0,
 ) -> None:
-    """Compare the kernels with torch.nn in float64: compiled on a GPU, interpreted without one.
+    """Compare the kernels with torch.nn in float64: on a GPU, or interpreted, or with --compiled as PTX, without one.
 
     A cell of your own, from --load, is compared with the reference that it was defined with.
     """
     cells = loaded_cells(load, cell) or None
+    from ...kernels.ptx.executor import TARGETS
     from ..check.run import print_checks, run_checks
 
+    if interpret and compiled:
+        fail("--interpret and --compiled are two ways to run without a GPU", "Choose one.")
+    if target is not None and not compiled:
+        fail("--target is of what is compiled", f"Add --compiled: {target} need not be there.")
+    if compiled and (target := target or "sm_90") not in TARGETS:
+        fail(f"the PTX executor does not know {target}", f"Choose from {', '.join(TARGETS)}.")
     try:
-        checks = run_checks(interpret=interpret or None, seed=seed, quick=quick, cells=cells)
+        checks = run_checks(interpret=interpret or None, target=target, seed=seed, quick=quick, cells=cells)
     except Exception as error:
         if load is None:
             raise
         fail(f"{load}: {line_in(load, error)}{type(error).__name__}: {error}", f"The kernels failed. {TO_CORRECT}")
-    print_checks(checks)
+    print_checks(checks, target=target)
     if not checks["ok"].all():
         fail(*(WRONG if load is None else WRONG_CELL))
 
@@ -113,6 +127,7 @@ def explain(
     batch: Batch = 16,
     dtype: Annotated[DtypeName, typer.Option(help="dtype of x, h and the weights.")] = "bf16",
     bidirectional: Bidirectional = False,
+    heads: Heads = 1,
     length: Annotated[int, typer.Option(min=1, help="Steps of the sequence.")] = 512,
     load: Load = None,
 ) -> None:
@@ -120,9 +135,13 @@ def explain(
     loaded_cells(load, cell)
     from ..method.case import DTYPES
     from ..output.plans import print_plans
-    from ..tuning.problems import layer
+    from ..tuning.problems import ListError, layer
 
-    print_plans(layer(cell, DTYPES[dtype], hidden, batch, 2 if bidirectional else 1), length)
+    try:
+        problem = layer(cell, DTYPES[dtype], hidden, batch, 2 if bidirectional else 1, heads)
+    except ListError as error:
+        fail(str(error), 'See "holdfast explain --help".')
+    print_plans(problem, length)
 
 
 def atlas(

@@ -13,6 +13,7 @@ import typer
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences in a batch.")]
+Heads = Annotated[int, typer.Option(min=1, help="num_heads of that layer: recurrences beside each other.")]
 Bidirectional = Annotated[bool, typer.Option("--bidirectional", help="Both directions in one launch.")]
 Load = Annotated[
     Path | None, typer.Option(metavar="FILE.py", help="A file that defines cells with holdfast.define_cell.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..failing import fail, make_folder
-from .options import GPUS, Bidirectional, DtypeName, Load, grouped
+from .options import GPUS, Bidirectional, DtypeName, Heads, Load, grouped
 from .own_cells import loaded_cells
 
 if TYPE_CHECKING:
@@ -33,10 +33,12 @@ class What:
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch; those of one class share a result.")] = 16
     dtype: Annotated[DtypeName, typer.Option(help="dtype of that layer.")] = "bf16"
     bidirectional: Bidirectional = False
+    heads: Heads = 1
     phase: Annotated[Literal["forward", "backward", "both"], typer.Option(help="Which time loops.")] = "both"
     length: Annotated[Literal["short", "long"], typer.Option(help="short: fewer than 32 steps.")] = "long"
     list_file: Annotated[
-        Path | None, typer.Option(help="CSV of problems: cell,hidden_size,batch[,dtype,directions,phase,length].")
+        Path | None,
+        typer.Option(help="CSV of problems: cell,hidden_size,batch[,dtype,directions,num_heads,phase,length]."),
     ] = None
     from_model: Annotated[
         str | None, typer.Option(help="module:factory; tune what every recurrent layer of that model needs.")
@@ -67,7 +69,9 @@ class Cache:
     import_from: Annotated[
         Path | None, typer.Option("--import", help="Add the results of a folder that --export or --out wrote.")
     ] = None
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of the user's results.")] = False
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove all of the user's results, and what first uses of kernels found.")
+    ] = False
 
 
 @grouped
@@ -142,7 +146,7 @@ def _problems(what: What) -> list[Wanted]:
         else:
             assert what.cell is not None
             directions = 2 if what.bidirectional else 1
-            one = layer(what.cell, DTYPES[what.dtype], what.hidden, what.batch, directions)
+            one = layer(what.cell, DTYPES[what.dtype], what.hidden, what.batch, directions, what.heads)
             problems = wanted(one, what.phase, what.length)
     except ListError as error:
         fail(str(error), 'See "holdfast tune --help".')
@@ -164,7 +168,10 @@ def _look_after(asked: Cache) -> None:
     from ...autotune.store import Store
     from ..output.tuning import print_store
 
-    cache = Store(user_cache())
+    try:
+        cache = Store(user_cache())
+    except ValueError as error:
+        fail(str(error), "Name a folder, or leave it out.")
     if asked.import_from is not None:
         if not asked.import_from.is_dir():
             fail(f"--import: {asked.import_from} is no folder", "Name one that --export or --out wrote.")
@@ -176,11 +183,17 @@ def _look_after(asked: Cache) -> None:
     if asked.show:
         print_store(cache)
     if asked.clear:
+        from ...autotune import tried
+
         typer.echo(f"{cache.clear()} entries removed from {cache.root}")
+        typer.echo(f"{tried.clear()} files about first uses of kernels removed")
 
 
 def _copy(source: Store, target: Store) -> None:
-    copied, broken = source.copy_to(target)
-    for error in broken:
-        typer.echo(f"left out: {error}")
+    try:
+        copied, broken = source.copy_to(target)
+    except (OSError, TimeoutError) as error:
+        fail(f"cannot write to {target.root}: {error}", "HOLDFAST_CACHE names another folder for results.")
+    for entry_error in broken:
+        typer.echo(f"left out: {entry_error}")
     typer.echo(f"{copied} entries copied from {source.root} to {target.root}")

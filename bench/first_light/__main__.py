@@ -11,7 +11,6 @@ result is marked WRONG and makes the exit status 1; it still gets its time.
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 import time
@@ -25,9 +24,6 @@ import typer
 from ...kernels.interpreter import interpret
 from ...kernels.resources import H200
 from .steps import STEPS, Row, Where
-
-STEP = "HOLDFAST_FIRST_LIGHT_STEP"
-"""Names the step to the process that runs it."""
 
 
 def main(
@@ -44,6 +40,7 @@ def main(
             help="With --compile: the unpacked wheel of Triton, for another Python, that will use the folder."
         ),
     ] = None,
+    step: Annotated[str, typer.Option(hidden=True, help="The step that this process is for.")] = "",
 ) -> None:
     """Look at everything once, in order of worth. Example: python -m holdfast.bench.first_light --out light"""
     unknown = [name for name in only.split(",") if name not in STEPS]
@@ -55,8 +52,8 @@ def main(
     if not rehearse and not torch.cuda.is_available():
         raise SystemExit("first_light: no GPU that torch can use; --rehearse runs tiny sizes in the interpreter.")
     out.mkdir(parents=True, exist_ok=True)
-    if name := os.environ.get(STEP):
-        raise SystemExit(_run(name, out, rehearse))
+    if step:
+        raise SystemExit(_run(step, out, rehearse))
     end, bad = time.monotonic() + 60 * minutes, 0
     for name in only.split(","):
         bad += _in_a_process(name, min(STEPS[name].seconds * (5 if rehearse else 1), end - time.monotonic()))
@@ -78,8 +75,8 @@ def _in_a_process(name: str, seconds: float) -> int:
         print("no time left", flush=True)
         return 1
     try:
-        command = [sys.executable, "-m", "holdfast.bench.first_light", *sys.argv[1:]]
-        return subprocess.run(command, env=os.environ | {STEP: name}, timeout=seconds).returncode
+        command = [sys.executable, "-m", "holdfast.bench.first_light", *sys.argv[1:], "--step", name]
+        return subprocess.run(command, timeout=seconds).returncode
     except subprocess.TimeoutExpired:
         print(f"{name}: ended after {seconds:.0f} s; its rows so far are kept", flush=True)
         return 1

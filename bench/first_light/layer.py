@@ -22,8 +22,8 @@ from ...kernels.executor import interpreting
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.problem import Phase, Problem
 from ...kernels.resources import H100, DeviceLimits, from_device
+from ...kernels.tolerance import Errors, compare_all, worst
 from ..method.case import Case
-from ..method.judge import Errors, compare_all, worst
 from ..method.numbers import Numbers, Results
 
 PHASES: tuple[Phase, ...] = ("forward", "backward")

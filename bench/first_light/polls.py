@@ -42,7 +42,7 @@ def count_polls(
     for step in tl.range(T, disable_licm=True):
         base = channel_ptr + tl.cast(step, tl.int64) * B * HIDDEN
         publish(base + offsets, (value,), mask, team, 1, LOOP)
-        sent = Sent(base=base, row_offsets=row * HIDDEN, row_ok=row_ok, low=None, high=HIDDEN, kept=())
+        sent = Sent(base=base, row_offsets=row * HIDDEN, row_ok=row_ok, low=None, high=HIDDEN, kept=(), step=step)
         polls = 0
         missing = True
         while missing & (polls < MOST_POLLS):

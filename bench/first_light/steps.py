@@ -20,9 +20,9 @@ from ...autotune.pin import kernels_where_they_can
 from ...cells.backend import backend
 from ...kernels.problem import Phase
 from ...kernels.stall import raise_if_stalled, status_word
+from ...kernels.tolerance import compare_all, worst
 from ..method.case import Case
 from ..method.floor import measure_floor
-from ..method.judge import compare_all, worst
 from ..method.numbers import Numbers
 from ..providers.holdfast import Holdfast
 from ..providers.provider import Prepared

@@ -48,7 +48,8 @@ class Case:
     @property
     def stack(self) -> Stack:
         """The layers as torch.nn has them."""
-        sizes = (self.hidden_size, self.batch_size, self.length, self.inputs, self.layers, self.directions)
+        hidden = self.heads * self.hidden_size  # of several heads: its matrix is block-diagonal
+        sizes = (hidden, self.batch_size, self.length, self.inputs, self.layers, self.directions)
         return Stack(self.cell, self.dtype, *sizes)
 
     @property

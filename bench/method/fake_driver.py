@@ -1,12 +1,14 @@
 """A CUDA driver with no GPU behind it: Triton compiles for an H100, loads what it compiled and launches it, all through
-its own code, and the driver (fake_cuda.c) takes notes. Nothing is executed: outputs keep what was in memory.
+its own code, and the driver (fake_cuda.c) takes notes. Nothing is executed, outputs keep what was in memory, unless
+`fake_gpu` is told how: then the PTX runs on what arrived at the driver (kernels/ptx).
 
-So the time of a launch on the host can be taken, and its arguments looked at, on any machine.
+So the time of a launch on the host can be taken, its arguments looked at, and its results, on any machine.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import re
 import shutil
@@ -32,6 +34,9 @@ from ...autotune import select
 from ...kernels import executor, launch
 from ...kernels.loop.backward import backward
 from ...kernels.loop.forward import forward
+from ...kernels.ptx.executor import storages
+from ...kernels.ptx.machine import Behaviour, Machine
+from ...kernels.ptx.machine import Kernel as Code
 from ...kernels.resources import H100, DeviceLimits
 
 KERNELS = (forward, backward)
@@ -78,6 +83,11 @@ class FakeDriver(nvidia.CudaDriver):
         self.get_device_capability = lambda device: (9, 0)
         self.kernels: dict[int, tuple[str, Kernel, bytes]] = {}
         """By handle: name, what its cubin says, the cubin."""
+        self.behaviour: Behaviour | None = None
+        """How launches are executed; None: not at all."""
+        self.executed = 0
+        """Launches, in this block."""
+        self.launcher_cls = self._launcher_of
         self._library = library
         self._library.fake_last_launch.restype = ctypes.POINTER(LastLaunch)
         self._load = self.utils.load_binary
@@ -93,6 +103,28 @@ class FakeDriver(nvidia.CudaDriver):
     def refuse_to_load(self, refuses: bool) -> None:
         """Load no kernel, as while a CUDA graph is captured."""
         self._library.fake_refuse_to_load(int(refuses))
+
+    def _launcher_of(self, source: Any, metadata: Any) -> Callable[..., None]:
+        launcher = nvidia.CudaLauncher(source, metadata)
+
+        def launched(grid_x: int, grid_y: int, grid_z: int, stream: int, function: int, *arguments: Any) -> None:
+            launcher(grid_x, grid_y, grid_z, stream, function, *arguments)
+            if self.behaviour is not None:
+                self._execute(metadata, function, self.behaviour)
+
+        return launched
+
+    def _execute(self, metadata: Any, function: int, behaviour: Behaviour) -> None:
+        """Run the PTX of the last launch on the parameters that the driver got."""
+        launch, kernel = self.last_launch(), self.kernels[function][1]
+        values = launch.value[: kernel.parameters]
+        kept = get_cache_manager(metadata.hash).get_file(f"{metadata.name}.ptx")
+        code = _decoded(Path(str(kept)).read_text(), launch.block[0] // 32, launch.shared)
+        found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+        seen = [tensor for tensor in found if tensor.is_cpu and tensor.layout == torch.strided]
+        memory = [(at, data) for at, data in storages(seen) if any(at <= value < at + data.size for value in values)]
+        Machine(code, launch.grid[0], values, memory, behaviour).run()
+        self.executed += 1
 
     def _load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, ...]:
         kernel = read_cubin(cubin)
@@ -114,8 +146,11 @@ Replace = Callable[[object, str, Any], None]
 
 
 @contextmanager
-def fake_gpu(limits: DeviceLimits = H100) -> Iterator[FakeDriver]:
-    """CPU tensors go through the kernel path to the fake driver in this block. It concerns the whole process."""
+def fake_gpu(limits: DeviceLimits = H100, behaviour: Behaviour | None = None) -> Iterator[FakeDriver]:
+    """CPU tensors go through the kernel path to the fake driver in this block. It concerns the whole process.
+
+    behaviour:  how launches are executed; None: not at all.
+    """
     with ExitStack() as stack:
 
         def replace(target: object, name: str, value: Any) -> None:
@@ -125,6 +160,8 @@ def fake_gpu(limits: DeviceLimits = H100) -> Iterator[FakeDriver]:
         in_place_of_a_gpu(replace, driver, limits)
         for module in (executor, select):
             replace(module, "interpreting", lambda: True)  # a CPU is in reach of the kernels
+        replace(driver, "behaviour", behaviour)
+        replace(driver, "executed", 0)
         yield driver
 
 
@@ -156,6 +193,9 @@ def on_the_fake_driver(replace: Replace) -> FakeDriver:
     driver.admit(0)
     driver.refuse_to_load(False)
     return driver
+
+
+_decoded = lru_cache(Code)
 
 
 @cache

@@ -132,7 +132,8 @@ class ResidentWeights:
 
 
 def _arch(device: torch.device) -> Arch:
-    return ("interpreter", 0) if substitute() else from_device(device).arch
+    executor = substitute()
+    return from_device(device).arch if executor is None else executor.arch
 
 
 def groups_on(problem: Problem, config: Config, device: torch.device) -> int:
@@ -197,16 +198,15 @@ def _launch(
 ) -> None:
     values = {name: arguments[name] for name in kernel.arg_names}
     executor = substitute()
+    options = {
+        **backend_options(_arch(device)[0]),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "launch_cooperative_grid": cooperative,
+    }
     if executor is not None:
-        executor.run(kernel, grid, values)
+        executor.run(kernel, grid, values, **options)
         raise_if_stalled(device)
         return
-    options = backend_options(_arch(device)[0])
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(grid,)](
-            **values,
-            **options,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            launch_cooperative_grid=cooperative,
-        )
+        kernel[(grid,)](**values, **options)

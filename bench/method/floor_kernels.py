@@ -61,18 +61,18 @@ def exchange_only(
             for _ in tl.static_range(COUNT):
                 tiles = tiles + (value,)
             publish(base + offsets, tiles, mask, team, COUNT, LOOP)
-            start = base + part * LOOP.PART
-            sent = Sent(base=start, row_offsets=rows, row_ok=row_ok, low=None, high=columns, kept=())
             turn = passed + step
+            start = base + part * LOOP.PART
+            sent = Sent(base=start, row_offsets=rows, row_ok=row_ok, low=None, high=columns, kept=(), step=step)
             _, missing = await_sent(sent, True, turn * ARRIVALS + LOOP.MEMBERS, limit, team, LOOP)
             if LOOP.EXCHANGE == "barrier":
                 read_chunks(sent, NUMBERS_IN_WORD, LOOP)
             # In place of the product: an equal share of what the next step publishes.
             following = (row % 4 + (step + 1) % 16).to(tl.float32) / SPLIT_K
             product = tl.zeros((SPLIT_K * BLOCK_H, BLOCK_B), dtype=tl.float32) + following[None, :]
-            value, limit = unless_stalled(product, missing, limit, team)
+            value, limit = unless_stalled(product, missing, limit, step, team, LOOP)
             if SPLIT_K > 1:
-                value, limit = sum_of_parts(value, part, turn, (turn + 1) * ARRIVALS, limit, team, LOOP)
+                value, limit = sum_of_parts(value, part, turn, (turn + 1) * ARRIVALS, limit, step, team, LOOP)
         passed += T
 
 

@@ -99,7 +99,7 @@ class Limits:
             floor = gemms + real * loop_us_at_matrix_rate(case, phase, rates)
             return floor if floor >= 1 else math.nan
         steps = [self.floor(p, case).step_us for p in (plan, plan.backward) if p is not None and p.config is not None]
-        return gemms + case.layers * case.heads * case.length * sum(steps)
+        return gemms + case.layers * case.length * sum(steps)
 
     def rates(self, case: Case) -> Rates:
         """Copy bandwidth and matrix rate, measured when a dtype is first met, and kept as rows."""

@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.heads import block_diagonal, diagonal_blocks
 from .case import Case
 from .plain_layer import PlainLayer
 
 TORCH = {"rnn_tanh": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+GATE_BY_GATE = ("weight_ih", "weight_hh", "bias")
+"""Parameters of G * H rows; others are of [.., H]."""
+
 Factory = Callable[..., nn.Module]
 Results = dict[str, Tensor]
 
@@ -58,6 +62,38 @@ class Numbers:
         module = factory(case.inputs, case.hidden_size, **self._form, **options)
         module.load_state_dict(self.weights[head])
         return module.to(self.device, dtype)
+
+    def whole(self, factory: Factory, dtype: torch.dtype, *, dense: bool = False) -> Any:
+        """One module of all heads, with `num_heads=`; dense: without, its W_hh the block-diagonal matrix."""
+        case = self.case
+        if case.heads == 1:
+            return self.module(factory, dtype)
+        form = self._form if dense else self._form | {"num_heads": case.heads}
+        module = factory(case.inputs, case.heads * case.hidden_size, **form)
+        joined = {name: self._joined(name) for name in self.weights[0]}
+        if dense:
+            joined |= {k: block_diagonal(w, case.heads) for k, w in joined.items() if k.startswith("weight_hh")}
+        module.load_state_dict(joined)
+        return module.to(self.device, dtype)
+
+    def _joined(self, name: str) -> Tensor:
+        """A parameter of all heads, gate by gate; numbers of each unit's own unit by unit."""
+        of_heads = [weights[name] for weights in self.weights]
+        if not name.startswith(GATE_BY_GATE):
+            return torch.cat(of_heads, -1)
+        return torch.stack([w.unflatten(0, (-1, self.case.hidden_size)) for w in of_heads], 1).flatten(0, 2)
+
+    def by_head(self, name: str, whole: Tensor) -> Results:
+        """A parameter of `whole`, or its gradient, by the names of `right`."""
+        heads, H = self.case.heads, self.case.hidden_size
+        if heads == 1:
+            return {name: whole}
+        if not name.startswith(GATE_BY_GATE):
+            return {named(name, head): part for head, part in enumerate(whole.chunk(heads, -1))}
+        if name.startswith("weight_hh") and whole.shape[1] != H:
+            whole = diagonal_blocks(whole, heads)
+        parts = whole.unflatten(0, (-1, heads, H)).unbind(1)
+        return {named(name, head): part.flatten(0, 1) for head, part in enumerate(parts)}
 
     @property
     def _form(self) -> dict[str, Any]:

@@ -83,9 +83,17 @@ def write_provenance(folder: Path, suite: str, **more: Any) -> None:
 
 
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
-    """By suite; empty where the folder has none."""
+    """By suite; empty where the folder has none. Raises ValueError, which names the file, for one that is none."""
     path = folder / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(facts, dict) for facts in found.values()):
+        raise ValueError(f"{path}: should be an object with another for each suite")
+    return found
 
 
 def gather() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +53,10 @@ status:                  "ok", "wrong" (no time), "unavailable", "failed", "rehe
 """
 
 
+WORDS = {"suite", "provider", "phase", "cell", "dtype", "sequences", "l2", "clock"}
+WORDS |= {"baseline", "regime", "config", "origin", "algorithm", "status", "note"}
+
+
 class Results:
     """The rows of one suite on their way into a folder; what other suites left there stays.
 
@@ -83,10 +88,23 @@ def read(folder: Path) -> pd.DataFrame:
     path = folder / FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no {FILE}; `holdfast bench SUITE --out {folder}` writes one")
-    table = pd.read_csv(path, keep_default_na=True, dtype={name: "string" for name in ("note", "config", "algorithm")})
+    words = {name: "string" for name in ("note", "config", "algorithm")}
+    try:
+        table = pd.read_csv(path, keep_default_na=True, dtype=words)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: cannot be read as CSV: {error}") from error
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(f"{path} is not a results file of this version: it lacks {', '.join(missing)}; run it again")
+    for name in COLUMNS:
+        if name in WORDS:
+            continue
+        try:
+            table[name] = pd.to_numeric(table[name])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path}: column {name} should hold numbers: {error}") from error
+        if table[name].isin([math.inf, -math.inf]).any():
+            raise ValueError(f"{path}: column {name} should hold finite numbers")
     return table[COLUMNS]
 
 

@@ -25,7 +25,7 @@ from .tables import to_markdown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELLS = {"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm"}
+CELLS = {"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm", "SLSTM": "slstm"}
 KINDS: dict[str, tuple[torch.dtype, Precision]] = {
     "bf16": (torch.bfloat16, "ieee"),
     "TF32": (torch.float32, "tf32"),
@@ -201,7 +201,10 @@ def _short(gpu: str) -> str:
 def write(atlas: pd.DataFrame, out: Path) -> list[Path]:
     """atlas.csv with every row, atlas.md with the summary, and atlas.png."""
     atlas.to_csv(out / "atlas.csv", index=False)
-    head = "Largest hidden size of one program / of inference / of training, one direction, by the resource model.\n\n"
+    head = (
+        "Largest hidden size, with num_heads= of a head, of one program / of inference / of training, one direction, "
+        "by the resource model.\n\n"
+    )
     (out / "atlas.md").write_text(head + to_markdown(summary(atlas)), encoding="utf-8")
     draw(atlas, out / "atlas.png")
     return [out / name for name in ("atlas.csv", "atlas.md", "atlas.png")]
@@ -241,6 +244,26 @@ def where_table(limits: DeviceLimits, batch_size: int = 16) -> pd.DataFrame:
         }
 
     return pd.DataFrame([row(cell, kind) for cell in CELLS for kind in KINDS])
+
+
+HEADS_OF_768 = (24, 12, 6, 3, 1)
+
+
+def heads_table(limits: DeviceLimits, batch_size: int = 16) -> pd.DataFrame:
+    """Programs that a head takes on a GPU, forwards / backwards, of 768 units in 16 bits cut into heads.
+
+    Where a head stays on chip follows from its size alone, as in the other tables: heads that do not fit beside each
+    other take turns.
+    """
+
+    def programs(cell: str, heads: int) -> str:
+        problems = [Problem(CELLS[cell], torch.bfloat16, 768, batch_size, phase=p, num_heads=heads) for p in TRAINING]
+        found = [(problem, choose(problem, limits)) for problem in problems]
+        return " / ".join(str(least_grid(p, c)) if isinstance(c, Config) else "no kernel" for p, c in found)
+
+    return pd.DataFrame(
+        [{"module": cell} | {f"{n} x {768 // n}": programs(cell, n) for n in HEADS_OF_768} for cell in CELLS]
+    )
 
 
 def _limit(runs: Callable[[int], bool]) -> str:

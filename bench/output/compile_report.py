@@ -55,7 +55,17 @@ def full_grid() -> list[Problem]:
             CELLS, KINDS, (64, 256, 768, 1024), (1, 2), PHASES, FEATURE_SETS
         )
     ]
-    return plain + featured
+    headed = [
+        Problem(cell, dtype, heads * size, 16, 1, precision, phase, features, num_heads=heads)
+        for cell, (dtype, precision), (heads, size), phase, features in itertools.product(
+            CELLS, KINDS, HEADS, PHASES, ((), MANY_FEATURES)
+        )
+    ]
+    return plain + featured + headed
+
+
+HEADS = ((12, 64), (3, 256), (8, 16), (5, 20), (2, 768), (4, 7))
+"""Heads and their size: of one program, of a team, in tiles that they do not fill, of no whole vectors or words."""
 
 
 FEATURE_SETS = (
@@ -100,6 +110,8 @@ def quick_grid() -> list[Problem]:
         *(Problem("lstm", bf16, 1024, 16, phase=phase, features=("reset_state", "resets")) for phase in PHASES),
         *(Problem("lstm", bf16, 768, 16, phase=phase, features=MANY_FEATURES) for phase in PHASES),
         *(Problem("lstm", bf16, 64, 16, phase=phase, features=MANY_FEATURES) for phase in PHASES),
+        *(Problem("lstm", bf16, n * size, 16, phase=phase, num_heads=n) for n, size in HEADS[:3] for phase in PHASES),
+        *(Problem("gru", bf16, 1536, 16, phase=phase, num_heads=2) for phase in PHASES),
     ]
 
 
@@ -112,7 +124,7 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
     A problem has a row on a target for each way to keep values between the loops (`kernels.kept.Keep`) that makes a
     difference to its kernel.
 
-    Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions), keep, target,
+    Columns: the problem (cell, phase, dtype, precision, hidden_size, batch, directions, num_heads), keep, target,
     features, regime, config, registers (32-bit, per thread), spill_bytes (per thread), spills_in_loop (local accesses
     in the time loop's code), shared_bytes (per program), shared_limit (bytes that the device gives one program),
     matrix_family, matrix_instructions, barriers (both counted in the code, not as run), weight_loads_in_loop, grid
@@ -165,6 +177,7 @@ COLUMNS = {
     "hidden_size": "Int64",
     "batch": "Int64",
     "directions": "Int64",
+    "num_heads": "Int64",
     "keep": "string",
     "target": "string",
     "features": "string",
@@ -224,6 +237,7 @@ def _problem_columns(problem: Problem) -> dict[str, object]:
         "hidden_size": problem.hidden_size,
         "batch": problem.batch_size,
         "directions": problem.directions,
+        "num_heads": problem.num_heads,
         "features": " ".join(problem.features),
     }
 

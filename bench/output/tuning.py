@@ -57,6 +57,7 @@ def write(done: Sequence[Tuned], limits: DeviceLimits, store: Store, out: Path) 
     for tuned in done:
         key = tuned.entry.key.asdict() | {
             "features": " ".join(tuned.entry.key.features),
+            "num_heads": tuned.entry.key.num_heads,
             "gpu": tuned.entry.fingerprint.gpu,
         }
         tables.append(tuned.table.assign(**key)[[*key, *tuned.table.columns]])
@@ -124,7 +125,11 @@ def store_table(store: Store) -> pd.DataFrame:
         if isinstance(entry, EntryError):
             rows.append({"entry": path.stem, "note": str(entry).partition(": ")[2]})
             continue
-        keep = keeps(problem_of(entry.key))[0]
+        try:
+            keep = keeps(problem_of(entry.key))[0]
+        except KeyError:
+            rows.append({"entry": entry.key.name, "note": f"the cell {entry.key.cell!r} is not defined here"})
+            continue
         best = entry.best(keep)
         rows.append(
             {

@@ -19,7 +19,7 @@ from ..method.numbers import Numbers, named
 from .provider import Calls, Prepared, Unavailable
 
 BACKENDS = ("cuda_fused", "cuda", "triton_fused", "vanilla_fwbw", "vanilla")
-FUNCTIONS = {"rnn_tanh": "elman", "gru": "gru", "lstm": "lstm"}
+FUNCTIONS = {"rnn_tanh": "elman", "gru": "gru", "lstm": "lstm", "slstm": "slstm"}
 # Its GRU: recurrent gates n, r, z; input gates r, z, n; biases n of h, r, z, n of x.
 GRU_RECURRENT = (2, 0, 1)
 

@@ -20,6 +20,7 @@ from ...cells.gru import GRU
 from ...cells.lstm import LSTM
 from ...cells.recurrent import Recurrent
 from ...cells.rnn import RNN
+from ...cells.slstm import SLSTM
 from ...kernels.config import Config
 from ...kernels.executor import interpreting
 from ...kernels.plan import Plan
@@ -27,9 +28,9 @@ from ...kernels.problem import Problem
 from ...kernels.resources import H100, from_device
 from ..method.case import Phase
 from ..method.numbers import Factory, Numbers
-from .provider import Calls, Prepared, Unavailable, module_calls
+from .provider import Calls, ModuleCalls, Prepared, Unavailable, refuse_stacked_heads
 
-HOLDFAST: dict[str, type[RecurrentBase]] = {"rnn_tanh": RNN, "gru": GRU, "lstm": LSTM}
+HOLDFAST: dict[str, type[RecurrentBase]] = {"rnn_tanh": RNN, "gru": GRU, "lstm": LSTM, "slstm": SLSTM}
 
 
 def holdfast_module(cell: str) -> Factory:
@@ -50,12 +51,13 @@ class Holdfast:
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
         case = numbers.case
-        modules = [numbers.module(holdfast_module(case.cell), case.dtype, head) for head in range(case.heads)]
+        refuse_stacked_heads(case)
+        module = numbers.whole(holdfast_module(case.cell), case.dtype)
         arguments = sequence_arguments(numbers)
         x = numbers.xs[0].clone().requires_grad_(phase == "training")
         with torch.no_grad() if phase == "forward" else nullcontext():
-            plan = modules[0].explain(x, **arguments)
-        calls = module_calls(numbers, modules, case.dtype, **arguments)
+            plan = module.explain(x, **arguments)
+        calls: Calls = ModuleCalls(numbers, module, case.dtype, **arguments)
         if self.regime is not None:
             plan = self._pin(calls, plan, phase)
         return calls.prepared(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..method.case import Phase
 from ..method.numbers import TORCH, Numbers
 from ..method.plain_layer import PlainLayer
-from .provider import Calls, Prepared, Unavailable, module_calls
+from .provider import Calls, ModuleCalls, Prepared, Unavailable, refuse_stacked_heads
 
 CELLS: dict[str, type[nn.Module]] = {"rnn_tanh": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 WHOLE_LOOP_STEPS = 32
@@ -96,9 +96,9 @@ class PlainLoop:
         case = numbers.case
         if case.sequences != "dense" or case.layers > 1:
             raise Unavailable("the plain loop is written for one layer and dense batches")
-        factory = partial(PlainLayer, case.cell)
-        modules: list[nn.Module] = [numbers.module(factory, case.dtype, head) for head in range(case.heads)]
-        return module_calls(numbers, modules, case.dtype).prepared(phase, algorithm="the cell's reference a step")
+        refuse_stacked_heads(case)
+        module = numbers.whole(partial(PlainLayer, case.cell), case.dtype, dense=True)
+        return ModuleCalls(numbers, module, case.dtype).prepared(phase, algorithm="the cell's reference a step")
 
 
 class CompiledLoop:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ...kernels.plan import Plan
-from ..method.case import Phase
+from ..method.case import Case, Phase
 from ..method.numbers import Numbers, Results, named
 
 
@@ -99,17 +99,26 @@ class Calls:
         return Prepared(call, self.results, self.dtype, **what)
 
 
-def module_calls(numbers: Numbers, modules: list[nn.Module], dtype: torch.dtype, **arguments: Any) -> Calls:
-    """One module per head on the whole input, outputs side by side. Arguments are passed on to each forward."""
-    leaves = {
-        named(name, head): parameter
-        for head, module in enumerate(modules)
-        for name, parameter in module.named_parameters()
-    }
-    if len(modules) == 1:
-        module = modules[0]
-        return Calls(numbers, lambda x: module(x, **arguments)[0], leaves, dtype)
-    return Calls(numbers, lambda x: torch.cat([module(x, **arguments)[0] for module in modules], -1), leaves, dtype)
+class ModuleCalls(Calls):
+    """The two phases of a module on the whole input, its parameters by head. Arguments go to each forward."""
+
+    def __init__(self, numbers: Numbers, module: Any, dtype: torch.dtype, **arguments: Any) -> None:
+        super().__init__(numbers, lambda x: module(x, **arguments)[0], dict(module.named_parameters()), dtype)
+        self.numbers = numbers
+
+    def results(self) -> Results:
+        found = super().results()
+        by_name = [(name, found.pop(name)) for name in self.leaves if name in found]
+        for name, gradient in by_name:
+            found |= self.numbers.by_head(name, gradient)
+        return found
+
+
+def refuse_stacked_heads(case: Case) -> None:
+    """Raise Unavailable where what heads compute apart is not what a module of several does: from the second layer on
+    it sees all of them."""
+    if case.heads > 1 and (case.layers > 1 or case.directions > 1):
+        raise Unavailable("heads are compared in one layer and one direction")
 
 
 class PackedCalls(Calls):

@@ -7,11 +7,11 @@ import torch
 from ...autotune.cudnn import Algorithm, Stack, cudnn_algorithm
 from ..method.case import DTYPE_NAMES, Phase
 from ..method.numbers import TORCH, Numbers
-from .provider import Calls, PackedCalls, Prepared, Unavailable, module_calls
+from .provider import Calls, ModuleCalls, PackedCalls, Prepared, Unavailable, refuse_stacked_heads
 
 
 class TorchNN:
-    """torch.nn's module: cuDNN on a GPU.
+    """torch.nn's module: cuDNN on a GPU. Several heads are one module with their block-diagonal matrix.
 
     dtype:  None: the case's; else this one, the peer's best where the case is in another.
     packed: the rows' real steps as a PackedSequence; packing and padding are left out of the time.
@@ -30,13 +30,14 @@ class TorchNN:
             raise Unavailable("this is the case's own dtype")
         if case.cell not in TORCH:
             raise Unavailable(f"torch.nn has no {case.cell}")
-        modules = [numbers.module(TORCH[case.cell], dtype, head) for head in range(case.heads)]
+        refuse_stacked_heads(case)
+        module = numbers.whole(TORCH[case.cell], dtype, dense=True)
         if not self.packed and case.sequences != "dense":
             raise Unavailable(f"torch.nn has no argument for {case.sequences} sequences")
         if self.packed:
-            calls: Calls = PackedCalls(numbers, modules[0], dtype)
+            calls: Calls = PackedCalls(numbers, module, dtype)
         else:
-            calls = module_calls(numbers, modules, dtype)
+            calls = ModuleCalls(numbers, module, dtype)
         return calls.prepared(phase, algorithm=self._algorithm(numbers, dtype, phase))
 
     def _algorithm(self, numbers: Numbers, dtype: torch.dtype, phase: Phase) -> str:

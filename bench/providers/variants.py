@@ -16,7 +16,7 @@ from ...kernels import layer
 from ..method.case import Case, Phase
 from ..method.numbers import Numbers
 from .holdfast import HOLDFAST, Holdfast, sequence_arguments
-from .provider import Calls, PackedCalls, Prepared, Unavailable, module_calls
+from .provider import Calls, ModuleCalls, PackedCalls, Prepared, Unavailable
 
 
 class Twin:
@@ -77,8 +77,8 @@ class LoopAlone:
     is_peer = False
 
     def prepare(self, numbers: Numbers, phase: Phase) -> Prepared:
-        if phase == "training" or numbers.case.heads > 1 or numbers.case.layers > 1:
-            raise Unavailable("the input GEMM is left out forwards, for one layer and one head")
+        if phase == "training" or numbers.case.layers > 1:
+            raise Unavailable("the input GEMM is left out forwards, for one layer")
         prepared = Holdfast().prepare(numbers, phase)
         if prepared.regime == "eager":
             raise Unavailable(f"no kernel runs this call: {prepared.algorithm}")
@@ -122,7 +122,7 @@ class HostSide:
 
         case = numbers.case
         module = numbers.module(HOLDFAST[case.cell], case.dtype)
-        calls = module_calls(numbers, [module], case.dtype, **sequence_arguments(numbers))
+        calls = ModuleCalls(numbers, module, case.dtype, **sequence_arguments(numbers))
         prepared = calls.prepared(phase, algorithm="launches that execute nothing", numbers=numbers)
         run, checked = prepared.call, False
 

@@ -37,6 +37,7 @@ SUITES = {
         Suite("home", "cuDNN's home ground: fp16 LSTM, H 256 to 1024, B 8 to 128.", needs_gpu=True),
         Suite("grid", "RNN, GRU, LSTM in three dtypes, H 64 to 2048, B 1 to 256.", needs_gpu=True, any_cell=True),
         Suite("flashrnn", "FlashRNN's head-dim figure: B=16, T=1024, 768 = heads x dim.", needs_gpu=True),
+        Suite("torchrl", "TorchRL's block-diagonal GRU, 8 heads, in its figures' shapes.", needs_gpu=True),
         Suite("features", "Ragged, packed, resets, bidirectional, layers, each beside the plain layer."),
         Suite("memory", "Bytes held between forward and backward."),
         Suite("latency", "Single steps, streams, and what a call costs on the host."),
@@ -45,6 +46,18 @@ SUITES = {
     )
 }
 
-ON_A_GPU = ("smoke", "floors", "home", "flashrnn", "features", "memory", "latency", "episodes", "host", "grid")
+ON_A_GPU = (
+    "smoke",
+    "floors",
+    "home",
+    "flashrnn",
+    "torchrl",
+    "features",
+    "memory",
+    "latency",
+    "episodes",
+    "host",
+    "grid",
+)
 ON_A_CPU = ("smoke", "host", "episodes", "features", "latency", "memory")
 """What `holdfast bench auto` runs, in order of worth."""

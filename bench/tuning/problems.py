@@ -13,6 +13,7 @@ from torch import nn
 
 from ...autotune.identity import LengthClass
 from ...cells.base import RecurrentBase
+from ...cells.call.checks import check_heads
 from ...cells.call.surroundings import precision
 from ...cells.ops.options import KERNEL_DTYPES
 from ...kernels.cell_spec import find_cell
@@ -25,7 +26,7 @@ PHASES: dict[str, tuple[Phase, ...]] = {
     "both": ("forward", "backward"),
 }
 NEEDED = {"cell", "hidden_size", "batch"}
-OPTIONAL = {"dtype", "directions", "phase", "length", "precision", "features"}
+OPTIONAL = {"dtype", "directions", "num_heads", "phase", "length", "precision", "features"}
 
 
 class Wanted(NamedTuple):
@@ -37,9 +38,16 @@ class ListError(ValueError):
     """What to tune cannot be made out; the message says where and what was expected."""
 
 
-def layer(cell: str, dtype: torch.dtype, hidden_size: int, batch: int, directions: int) -> Problem:
-    """The problem of one layer, its products as torch's settings have them."""
-    return Problem(cell, dtype, hidden_size, batch, directions, precision(dtype))
+def layer(cell: str, dtype: torch.dtype, hidden_size: int, batch: int, directions: int, num_heads: int = 1) -> Problem:
+    """The problem of one layer, its products as torch's settings have them.
+
+    Raises ListError where the units are not so many heads of one size.
+    """
+    try:
+        check_heads(num_heads, hidden_size)
+    except ValueError as error:
+        raise ListError(str(error)) from None
+    return Problem(cell, dtype, hidden_size, batch, directions, precision(dtype), num_heads=num_heads)
 
 
 def wanted(problem: Problem, phase: str, length: LengthClass) -> list[Wanted]:
@@ -50,9 +58,9 @@ def wanted(problem: Problem, phase: str, length: LengthClass) -> list[Wanted]:
 def read_list(path: Path) -> list[Wanted]:
     """The problems of a CSV file, in its order, each once.
 
-    Columns: cell, hidden_size and batch; and, where they are not these, dtype (bf16), directions (1), phase (both),
-    length (long), precision (what torch allows for an RNN here; "tf32" or "ieee"), features (none; names of
-    `kernels.problem.FEATURES` with a blank between). Lines that begin with # say nothing.
+    Columns: cell, hidden_size and batch; and, where they are not these, dtype (bf16), directions (1), num_heads (1),
+    phase (both), length (long), precision (what torch allows for an RNN here; "tf32" or "ieee"), features (none;
+    names of `kernels.problem.FEATURES` with a blank between). Lines that begin with # say nothing.
 
     Raises ListError, which names the file and the line.
     """
@@ -98,7 +106,8 @@ def _from_row(row: dict[str, str]) -> list[Wanted]:
     if number("directions", "1") > 2:
         raise ValueError(f"directions should be 1 or 2, got {row['directions']}")
     dtype = DTYPES[one_of("dtype", DTYPES, "bf16")]
-    problem = layer(cell, dtype, number("hidden_size"), number("batch"), number("directions", "1"))
+    sizes = (number("hidden_size"), number("batch"), number("directions", "1"), number("num_heads", "1"))
+    problem = layer(cell, dtype, *sizes)
     changes: dict[str, Any] = {}
     if "precision" in row:
         changes["precision"] = one_of("precision", get_args(Precision), "ieee")
@@ -145,5 +154,6 @@ def of_model(model: nn.Module, batch: int, phase: str, length: LengthClass) -> t
             cell = module.cell if isinstance(module, RecurrentBase) else module.mode.lower()
             directions = 2 if module.bidirectional else 1
             # With proj_size the loop is that of the layer without it: `cells.ops.projection`.
-            found += wanted(layer(cell, dtype, module.hidden_size, batch, directions), phase, length)
+            heads = getattr(module, "num_heads", 1)
+            found += wanted(layer(cell, dtype, module.hidden_size, batch, directions, heads), phase, length)
     return list(dict.fromkeys(found)), left_out

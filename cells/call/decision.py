@@ -15,7 +15,7 @@ import torch
 from ...autotune import current_mode
 from ...kernels.plan import Plan, Reason
 from ...kernels.problem import Problem
-from ...kernels.resources import NotResidentError
+from ...kernels.refused import RefusedError
 from ..backend import constant_when_traced, current_backend
 from ..eager.path import eager_path
 from ..eager.ragged import layout_of, padded_rows
@@ -84,17 +84,23 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
     return Decision(eager_path(call), found, refused, facts.trains, facts.autocast, facts.loop)
 
 
-def after_refusal(name: str, call: Call, error: NotResidentError) -> Decision:
-    """What becomes of a call whose kernel the GPU turned out not to hold, now that this is known and remembered.
+def after_refusal(name: str, call: Call, error: RefusedError) -> Decision:
+    """What becomes of a call whose kernel turned out to be none for this GPU, now that this is known and, where it
+    lasts, remembered.
 
     Raises the error itself where the config is pinned; RuntimeError, with the reasons, where holdfast.backend is
     "triton".
     """
     from ...autotune.select import refuse
 
-    if not refuse(error.problem, call.x.device, str(error)):
+    if not refuse(error, call.x.device):
         raise error
-    decision = decide(call)
+    if error.lasting:
+        decision = decide(call)
+    else:
+        reasons, refused = (Reason(error.reason, str(error)),), current_backend() == "triton"
+        autocast = autocast_dtype(call.x)
+        decision = Decision(eager_path(call), reasons, refused, may_train(call.tensors), autocast)
     if decision.refused:
         raise RuntimeError(refusal(name, decision.reasons)) from error
     return decision
@@ -113,6 +119,10 @@ def explained(call: Call) -> Plan:
     device = call.x.device
     forward, *backward = (
         select.explained(select.select(each, device), device) for each in _phases(problem, decision.trains)
+    )
+    limits = select.limits_of(device)
+    forward, *backward = (
+        replace(plan, first_use=select.told(plan.problem, plan.config, limits)) for plan in (forward, *backward)
     )
     comparison = compared(call, facts_of(call, current_backend()), decision.keep)
     forward = replace(forward, call=comparison)

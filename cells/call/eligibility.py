@@ -70,6 +70,15 @@ def too_many_gates(call: Call, facts: Facts) -> Reason | None:
     return Reason("too_many_gates", why)
 
 
+def plain_steps_alone(call: Call, facts: Facts) -> Reason | None:
+    """A built-in cell that nobody has written for the kernels."""
+    cell = call.layers.cell
+    if not cell.startswith("gru_reset_before_layer_norm"):
+        return None
+    why = "the kernels normalise no second product of a step: layer_norm=True with reset_after=False"
+    return Reason("plain_steps_alone", why)
+
+
 def values_not_kept(call: Call, facts: Facts) -> Reason | None:
     """What a cell of the user's own does not say of its values, zoneout and return_gates cannot have."""
     cell = call.layers.cell
@@ -77,7 +86,10 @@ def values_not_kept(call: Call, facts: Facts) -> Reason | None:
         return None
     from ...kernels.cell_spec import find_cell
 
-    if find_cell(cell).saved:
+    spec = find_cell(cell)
+    if spec.normalised and call.return_gates:
+        return Reason("values_not_kept", f"the kernels work the gates of {cell} out again, so they are in no memory")
+    if spec.saved:
         return None
     return Reason("values_not_kept", f"{cell} was defined with saved=0, so its gates are in no kernel's memory")
 
@@ -153,6 +165,7 @@ PROBLEM: tuple[Predicate, ...] = (
     no_triton,
     traced_packed_sequence,
     too_many_gates,
+    plain_steps_alone,
     values_not_kept,
     malformed_hx,
     unsupported_dtype,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ...kernels.heads import block_diagonal
 from ..call.records import Call, Decision
 from .fused import answer_dtypes
 from .noise import Noise, draw
@@ -132,7 +133,7 @@ def unroll(
 
     cell:          a name that `reference_of` knows.
     x:             [T, B, I].
-    weights:       w_ih, w_hh and, or not, b_ih, b_hh and, or not, the units' own parameters [P, H].
+    weights:       w_ih, w_hh [G*H, H / heads] and, or not, b_ih, b_hh and, or not, the units' own parameters [P, H].
     states:        [B, H] each, h first.
     w_hr:          an LSTM's projection of h, or None.
     lengths:       [B]: no step of a row counts from there on, and h is zero; in reverse a row starts at its end.
@@ -144,6 +145,8 @@ def unroll(
     """
     reference = reference_of(cell)
     w_ih, w_hh, b_ih, b_hh, parameters = named_weights(weights)
+    heads = 1 if w_hr is not None else w_hh.shape[0] // reference.gates // w_hh.shape[1]
+    w_hh = block_diagonal(w_hh, heads)
 
     def product(h: Tensor) -> Tensor:
         return F.linear(h if dropout is None else h * dropout, w_hh, b_hh)
@@ -157,7 +160,7 @@ def unroll(
     seen: list[tuple[Tensor, ...]] = []
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         before = states if cuts is None else _where(cuts[t], reset_states, states)
-        after, gates = reference(steps[t], product, before, parameters)
+        after, gates = reference(steps[t], product, before, parameters, heads)
         if w_hr is not None:
             after = (F.linear(after[0], w_hr), *after[1:])
         if zoneout:

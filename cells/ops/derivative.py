@@ -11,14 +11,11 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from ...kernels.extras import Extras
-from ...kernels.heads import block_diagonal
-from ...kernels.packed_rows import PackedRows
-from ...kernels.resources import NotResidentError
+from ...kernels.refused import RefusedError
 from ..backend import current_backend
 from ..call.surroundings import watched
-from ..eager.recurrence import unroll
-from ..eager.reference import reference_of
 from .options import Options, dtype_named, told
+from .plain import plain_layer
 
 if TYPE_CHECKING:
     from ...kernels.kept import Keep
@@ -127,7 +124,7 @@ class _Layer(torch.autograd.Function):
         """Gradients of x, the weights, the initial states and the reset state.
 
         Where they are to be differentiated again (create_graph=True), autograd runs under vmap (is_grads_batched), or
-        the GPU does not hold the kernel, the plain recurrence is run and differentiated in its place.
+        the GPU turns out to have no such kernel, the plain recurrence is run and differentiated in its place.
         """
         if ctx.keep == "nothing":
             raise RuntimeError('holdfast::layer kept nothing for its backward pass: it was called with keep="nothing"')
@@ -149,7 +146,7 @@ class _Layer(torch.autograd.Function):
         gradients = (x, weights, initial, y, residuals, dy, d_final, ctx.options, needs_dx, extras, bits)
         try:
             found = run(*gradients) if traced else ctx.settings.copy().run(run, *gradients)
-        except NotResidentError as error:
+        except RefusedError as error:
             if traced or not ctx.settings.copy().run(_may_fall_back, error, x.device):
                 raise
             return None, None, *_through_recurrence(x, weights, initial, dy, d_final, ctx.options, extras)
@@ -158,11 +155,11 @@ class _Layer(torch.autograd.Function):
         return None, None, dx, *(next(each) if asked else None for asked in wanted)
 
 
-def _may_fall_back(error: NotResidentError, device: torch.device) -> bool:
-    """Whether plain torch ops may do what the GPU turned out not to hold a kernel for; the next call knows."""
+def _may_fall_back(error: RefusedError, device: torch.device) -> bool:
+    """Whether plain torch ops may do what turned out to have no kernel on this GPU; the next call knows."""
     from ...autotune.select import refuse
 
-    return refuse(error.problem, device, str(error)) and current_backend() != "triton"
+    return refuse(error, device) and current_backend() != "triton"
 
 
 def _parted(rest: Sequence[Tensor], n_weights: int, n_initial: int) -> tuple[Sequence[Tensor], ...]:
@@ -188,44 +185,37 @@ def _through_recurrence(
     extras: Extras,
 ) -> list[Tensor | None]:
     """The gradients as a differentiable function of everything they depend on; None for what needs no gradient."""
+    tensors = (x, *weights, *initial, *(extras.reset_state or ()))
+    needed = tuple(t.requires_grad for t in tensors)
+    return plain_gradients(x, weights, initial, dy, d_final, options, extras, needed)
+
+
+def plain_gradients(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    dy: Tensor | None,
+    d_final: Sequence[Tensor | None],
+    options: Options,
+    extras: Extras,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x, weights, initial and reset state through plain torch ops; None for what is not needed."""
     create_graph, dtype = torch.is_grad_enabled(), dtype_named(options.dtype)
     reset_state = tuple(extras.reset_state or ())
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         # Aliases, so that the gradient stops at this layer's inputs and the second one goes on through them.
         inputs = [t.view_as(t) for t in (x, *weights, *initial, *reset_state)]
-        xs, *cast = (t.to(dtype) for t in inputs)
-        own, starting, resetting = _parted(cast, len(weights), len(initial))
-        rows = None if extras.starts is None else PackedRows.of(extras.starts, extras.lengths, xs.shape[0])
-        if rows is not None:
-            xs = rows.padded(xs)
-        elif options.batch_first:
-            xs = xs.transpose(0, 1)
-        directions, each = options.directions, len(weights) // options.directions
-        hidden = weights[1].shape[0] // reference_of(options.cell).gates
-        zones = [z.to(dtype) if rows is None else rows.padded(z.to(dtype)) for z in extras.zoneout or ()]
-        outputs = []
-        for direction in range(directions):
-            states = tuple(t[direction] for t in starting)
-            w_ih, w_hh, *others = own[direction * each : (direction + 1) * each]
-            outputs.append(
-                unroll(
-                    options.cell,
-                    xs,
-                    [w_ih, block_diagonal(w_hh, hidden // w_hh.shape[1]), *others],
-                    states or (xs.new_zeros(xs.shape[1], hidden),) * len(d_final),
-                    reverse=direction == 1,
-                    lengths=extras.lengths,
-                    resets=extras.resets,
-                    reset_states=tuple(t[direction] for t in resetting),
-                    dropout=None if extras.dropout is None else extras.dropout[direction].to(dtype),
-                    zoneout=[z[..., direction * hidden : (direction + 1) * hidden] for z in zones],
-                )
-            )
-        y = torch.cat([hs for hs, _ in outputs], -1)
-        y = y if rows is None else rows.packed(y)
-        final = [torch.stack(of_one_state) for of_one_state in zip(*(states for _, states in outputs), strict=True)]
-        used = [(out, grad) for out, grad in zip((y, *final), (dy, *d_final), strict=True) if grad is not None]
-        wanted = [t for t in inputs if t.requires_grad]
+        for t, need in zip(inputs, needed, strict=True):
+            if need and not t.requires_grad:  # as an op sees tensors, below autograd
+                t.requires_grad_()
+        xs, *rest = inputs
+        own, starting, resetting = _parted(rest, len(weights), len(initial))
+        if reset_state:
+            extras = extras._replace(reset_state=resetting)
+        results = plain_layer(xs, own, starting, options, dtype, extras)
+        used = [(out, grad) for out, grad in zip(results, (dy, *d_final), strict=True) if grad is not None]
+        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
         found = iter(
             torch.autograd.grad(
                 [out for out, _ in used],
@@ -235,4 +225,4 @@ def _through_recurrence(
                 allow_unused=True,
             )
         )
-        return [next(found) if t.requires_grad else None for t in inputs]
+        return [next(found) if need else None for need in needed]

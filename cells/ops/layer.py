@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from ...autotune import current_mode
-from ...kernels.extras import Extras
+from ...kernels.extras import Extras, is_one_number
 from ...kernels.problem import Phase, Problem
+from ...kernels.refused import FailedFirstUseError
+from ..backend import current_backend
 from ..call.surroundings import interpreting
-from .derivative import differentiable_layer
-from .options import Options, schema, told, told_wanted
+from .derivative import differentiable_layer, plain_gradients
+from .options import Options, dtype_named, schema, told, told_wanted
+from .plain import plain_layer
 
 if TYPE_CHECKING:
     from ...kernels.again import ForwardAgain
@@ -44,9 +47,24 @@ def layer(x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None]
     what the backward pass needs besides inputs and y: nothing with keep="nothing", which makes it impossible. Only y
     and the final states have gradients.
 
+    A kernel that fails its first use leaves the call, which may be of a compiled graph, to plain torch ops.
+
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
-    return run_forward(x, weights, initial, *told(arguments))
+    options, keep, extras = told(arguments)
+    try:
+        return run_forward(x, weights, initial, options, keep, extras)
+    except FailedFirstUseError as error:
+        _may_fall_back(error, x.device)
+        results = plain_layer(x, weights, given(initial) or (), options, dtype_named(options.dtype), extras)
+        # Shaped as the graph expects them; the backward pass goes through plain ops as well and reads none.
+        return results + [t.zero_() for t in fake_layer(x, weights, initial, *arguments)[len(results) :]]
+
+
+def _may_fall_back(error: FailedFirstUseError, device: torch.device) -> None:
+    """Remember the refusal. Raises it where the config is pinned, or nothing but kernels is allowed."""
+    if not _select().refuse(error, device) or current_backend() == "triton":
+        raise error
 
 
 def run_forward(
@@ -59,9 +77,10 @@ def run_forward(
     notes: list[ForwardAgain | None] | None = None,
 ) -> list[Tensor]:
     """`layer` with its arguments in their records; notes: gets what repeats the call, None where nothing can."""
-    problem, config = _chosen(x, weights, options, extras, "forward", keep)
+    states = given(initial)
+    problem, config = _chosen(x, weights, options, extras, "forward", keep, (states is not None,))
     launches: list[dict[str, Any]] | None = None if notes is None else []
-    own, states, batch_first = by_direction(weights, options.directions), given(initial), options.batch_first
+    own, batch_first = by_direction(weights, options.directions), options.batch_first
     more = {"batch_first": batch_first, "keep": keep, "extras": extras, "noted": launches}
     y, final, residuals = results = _kernels().forward_layer(problem, config, x, own, states, **more)
     if notes is not None:
@@ -120,7 +139,17 @@ def layer_backward(
 
     Raises RuntimeError where this device has no kernel for the problem, ValueError where no kernel has the dtype.
     """
-    return run_backward(x, weights, initial, y, residuals, dy, d_final, *told(arguments), told_wanted(arguments))
+    options, needs_dx, extras = told(arguments)
+    bits, select = told_wanted(arguments), _select()
+    # The op's forward pass then kept nothing that a kernel could go on with.
+    if not select.failed_here(options.problem(x, weights, extras, "forward"), x.device):
+        try:
+            return run_backward(x, weights, initial, y, residuals, dy, d_final, options, needs_dx, extras, bits)
+        except FailedFirstUseError as error:
+            _may_fall_back(error, x.device)
+    flags = (needs_dx, *flags_of(bits, len(weights) + len(initial) + len(extras.reset_state or ())))
+    dx, *rest = plain_gradients(x, weights, initial, dy, d_final, options, extras, flags)
+    return [*(g for g in rest if g is not None), *([dx] if dx is not None else [])]
 
 
 def run_backward(
@@ -146,14 +175,17 @@ def run_backward(
     saved = rest.pop() if len(rest) == spec.states else None
     kept = kernels.Residuals(tuple(rest), saved, inner, sent)
     keep: Keep = "recompute" if saved is None else "save"
-    pin = pin_of(y)
-    if pin is None:
-        problem, config = _chosen(x, weights, options, extras, "backward", keep)
-    else:
-        problem, config = options.problem(x, weights, extras, "backward"), pin
     own, like = by_direction(weights, options.directions), (*weights, *initial, *(extras.reset_state or ()))
     flags = flags_of(bits, len(like))
     wanted = _wanted(needs_dx, flags, len(weights), len(initial), options.directions)
+    there = bool(initial), dy is not None, tuple([d is not None for d in d_final]), wanted
+    pin = pin_of(y)
+    if pin is None:
+        problem, config = _chosen(x, weights, options, extras, "backward", keep, there)
+    else:
+        problem, config = options.problem(x, weights, extras, "backward"), pin
+        with _select().pinned(pin):
+            _try(problem, config, keep, weights, options, extras, there, x.device)
     batch_first = options.batch_first
     launches: list[dict[str, Any]] | None = None if notes is None else []
     more = {"batch_first": batch_first, "wanted": wanted, "extras": extras, "noted": launches}
@@ -230,13 +262,23 @@ def by_direction(weights: Sequence[Any], directions: int) -> list[LayerWeights]:
 
 
 def _chosen(
-    x: Tensor, weights: Sequence[Tensor], options: Options, extras: Extras, phase: Phase, keep: Keep
+    x: Tensor,
+    weights: Sequence[Tensor],
+    options: Options,
+    extras: Extras,
+    phase: Phase,
+    keep: Keep,
+    there: tuple[Any, ...],
 ) -> tuple[Problem, Config]:
-    """What a layer's kernel computes, and the config that it runs with here and now."""
+    """What a layer's kernel computes, and the config that it runs with here and now, tried before its first use.
+
+    there:  of `trial.There`, from `initial` on, without `one_zone`.
+    """
     select, device = _select(), x.device
     in_reach, steps = device.type == "cuda" or interpreting(), options.steps(x, extras)
     sizes = weights[1].shape[1], options.batch_size(x, extras), select.length_class(steps)
-    key = (options, sizes, phase, keep, extras.features, device, in_reach, select.settings())
+    kind = len(weights), extras.zoneout is not None and is_one_number(extras.zoneout[0]), there
+    key = (options, sizes, phase, keep, extras.features, device, in_reach, kind, select.settings())
     found = _choices.get(key)
     if found is not None:
         return found
@@ -245,12 +287,33 @@ def _chosen(
     problem = options.problem(x, weights, extras, phase)
     plan = select.select(problem, device, keep=keep, length=steps, may_tune=True)
     if plan.config is None:
+        for reason in plan.reasons:
+            if reason.name == FailedFirstUseError.reason:
+                raise FailedFirstUseError(reason.message, problem)
         raise RuntimeError(f"no kernel on {device} for this call, which was planned or compiled elsewhere:\n{plan}")
+    _try(problem, plan.config, keep, weights, options, extras, there, device)
     if current_mode() != "tune-on-miss":  # which asks at every call, until it is settled
         if len(_choices) >= MOST_CHOICES:
             _choices.clear()
         _choices[key] = problem, plan.config
     return problem, plan.config
+
+
+def _try(
+    problem: Problem,
+    config: Config,
+    keep: Keep,
+    weights: Sequence[Tensor],
+    options: Options,
+    extras: Extras,
+    there: tuple[Any, ...],
+    device: torch.device,
+) -> None:
+    """`trial.try_once`, where a kernel has to have been tried."""
+    if _select().has_to_be_tried():
+        from .trial import there_of, try_once
+
+        try_once(problem, config, keep, options, there_of(weights, options.directions, extras, *there), device)
 
 
 MOST_CHOICES = 4096

@@ -16,7 +16,8 @@ The sentinel is all ones, a NaN that no arithmetic produces; `publish` rewrites 
 own NaN payload survive to that point, so a NaN in h never looks like "not yet written".
 
 Every wait is bounded by a limit in units of 1,024 ns (the interpreter counts polls). A program whose wait runs out
-writes to the status word and waits no more: its results are NaN, and it ends.
+writes its team and step to the status word (`stall.describe_stall`) and waits no more: its results are NaN, and it
+ends.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
 from ..compiled_for import compiled_for
+from ..stall import LAST_TEAM, STEP_BITS
 from .interleave import neighbours, operand_rows
 from .parts import part_of_row
 from .spin import (
@@ -45,6 +47,9 @@ from .weights import add_product, total, zero_sums
 
 SENTINEL = -1  # every bit set, in any integer width; the kernels write it as a literal
 _CLOCK_POLLS = tl.constexpr(CLOCK_POLLS)
+_STEP_BITS = tl.constexpr(STEP_BITS)
+_LAST_TEAM = tl.constexpr(LAST_TEAM)
+_LAST_STEP = tl.constexpr((1 << STEP_BITS) - 1)
 
 
 class Sent(NamedTuple):
@@ -55,6 +60,7 @@ class Sent(NamedTuple):
     row_ok: Any  # [BLOCK_B]: rows that are there; the others count as zeros
     low: Any  # the columns that are read: from low (None: 0) to high. They and all offsets are multiples of HEAD
     high: Any  # or of 16
+    step: Any  # of the batch tile: how many everybody has handed something on in, which the report of a stall names
     kept: Any  # what rows that are not there count as: words of an earlier read (see `no_words`); (): zeros
 
 
@@ -254,11 +260,13 @@ def arrive(team):
 
 
 @triton.jit
-def unless_stalled(product, missing, limit, team):
+def unless_stalled(product, missing, limit, step, team, LOOP: tl.constexpr):
     """The product and the limit of later waits: NaN and 0 from the wait on that ran out."""
     if missing:
+        if limit > 0:  # the first wait that ran out: the program waits no more
+            number = tl.minimum(tl.program_id(0) // LOOP.MEMBERS, _LAST_TEAM)
+            tl.store(team.status, ((number + 1) << _STEP_BITS) | tl.minimum(step, _LAST_STEP))
         limit = 0
-        tl.store(team.status, 1)
     return tl.where(limit > 0, product, float("nan")), limit
 
 
@@ -300,9 +308,9 @@ def spin_until_written(sent, must_wait, limit, team, NUMBERS_IN_WORD: tl.constex
     pointers = _row_pointers(sent, LOOP.HEAD, NUMBERS_IN_WORD) + tl.arange(0, WORDS)[None, :]
     zeros = tl.zeros((ROWS, WORDS), tl.int32)
     return tl.inline_asm_elementwise(
-        poll(CHUNKS, OWN, VECTOR, WORDS * 4, NUMBERS_IN_WORD, LOOP.PAIRS),
+        poll(CHUNKS, OWN, VECTOR, WORDS * 4, NUMBERS_IN_WORD, LOOP.PAIRS, LOOP.MEMBERS),
         poll_constraints(CHUNKS, OWN),
-        words + masks + (pointers, zeros + tl.where(must_wait, limit, 0), team.status + zeros),
+        words + masks + (pointers, zeros + tl.where(must_wait, limit, 0), team.status + zeros, zeros + sent.step),
         dtype=same_types(tl.int32, CHUNKS),
         is_pure=False,
         pack=OWN,
@@ -364,7 +372,7 @@ def gathered_product(
     if LOOP.EXCHANGE == "spin":
         return total(sums, LOOP), limit
     else:
-        return unless_stalled(total(sums, LOOP), missing, limit, team)
+        return unless_stalled(total(sums, LOOP), missing, limit, sent.step, team, LOOP)
 
 
 @triton.jit

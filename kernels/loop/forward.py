@@ -148,8 +148,10 @@ def forward(
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
             starts = offsets_of_rows(WIDTH, PRODUCT) + me.head * HEAD
             there = for_each_part(readable, PRODUCT)
+            # How many steps everybody has handed on; the first product of two has the second's of the step before.
+            handed_on = step - 1 if CELL.inner is None else step
             base = source if LOOP.SPLIT_K == 1 else source + part * LOOP.PART
-            sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=kept)
+            sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=kept, step=handed_on)
             turn = (passed + step) * PRODUCTS
             expected = turn * arrivals_of_product(LOOP)
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
@@ -173,7 +175,7 @@ def forward(
                 starts = offsets_of_rows(WIDTH, INNER_PRODUCT) + me.head * HEAD
                 there = for_each_part(now.here, INNER_PRODUCT)
                 base = inner if LOOP.SPLIT_K == 1 else inner + part * LOOP.PART
-                sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=())
+                sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=(), step=step)
                 expected += arrivals_of_product(LOOP)
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(

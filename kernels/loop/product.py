@@ -69,7 +69,7 @@ def product(
 def _shared_product(weights, operand, missing, sent, turn, expected, limit, me, team, LOOP: tl.constexpr):
     found, limit = gathered_product(weights, operand, missing, sent, limit, team, LOOP)
     if LOOP.SPLIT_K > 1:
-        found, limit = sum_of_parts(found, me.number % LOOP.SPLIT_K, turn, expected, limit, team, LOOP)
+        found, limit = sum_of_parts(found, me.number % LOOP.SPLIT_K, turn, expected, limit, sent.step, team, LOOP)
     return found, limit
 
 

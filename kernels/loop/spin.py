@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import triton
 
+from ..stall import LAST_TEAM, STEP_BITS
+
 CLOCK_POLLS = 256
 """Polls between two looks at the clock and at the status word, which lies in the host's memory: near 100 us."""
 
@@ -41,28 +43,29 @@ def same_types(dtype, count):
 @triton.constexpr_function
 def poll_constraints(chunks, words):
     """LLVM's constraints of `poll`: out the words of all chunks; in the words, masks, pointers of chunk 0, limit,
-    status."""
-    given = ["r"] * (2 * chunks * words) + ["l"] * words + ["r"] * words + ["l"] * words
+    status, step."""
+    given = ["r"] * (2 * chunks * words) + ["l"] * words + ["r"] * words + ["l"] * words + ["r"] * words
     return ",".join(["=&r"] * (chunks * words) + given)
 
 
 @triton.constexpr_function
-def poll(chunks, words, vector, chunk_bytes, numbers_in_word, pairs):
+def poll(chunks, words, vector, chunk_bytes, numbers_in_word, pairs, members):
     """PTX that returns with all words written. A thread has `words` words of each chunk, `vector` at an address.
 
     chunk_bytes:      from an address in one chunk to the same in the next: an immediate offset. All chunks are in one
                       block, because three waits in a row are three round trips.
     numbers_in_word:  1 of 32 bits or 2 of 16.
     pairs:            whether the target compares two 16-bit numbers with one instruction (sm_90 and later).
+    members:          programs of a team.
 
     A limit of 0 waits for nothing: h_0 is the caller's and may hold any bits. Where the limit is over, or another
-    program's was, status is 1 and what is missing is the sentinel still, a NaN that the product carries on.
+    program's was, status is not 0 and what is missing is the sentinel still, a NaN that the product carries on.
     """
     total = chunks * words
     word = [[f"${c * words + w}" for w in range(words)] for c in range(chunks)]
     mask = [[f"${2 * total + c * words + w}" for w in range(words)] for c in range(chunks)]
     pointer = [f"${3 * total + w}" for w in range(words)]
-    limit, status = f"${3 * total + words}", f"${3 * total + 2 * words}"
+    limit, status, step = (f"${3 * total + at * words}" for at in (1, 2, 3))
     lines = [
         "{",
         ".reg .pred any, go, m, " + ", ".join(f"p{c}" for c in range(chunks)) + ";",
@@ -80,7 +83,7 @@ def poll(chunks, words, vector, chunk_bytes, numbers_in_word, pairs):
     lines += [*_found("u", "any", numbers_in_word, pairs), "@!any bra DONE;"]
     for c in range(chunks):
         lines += _found(f"t{c}", f"p{c}", numbers_in_word, pairs)
-    lines += _go_on_or_give_up(limit, status, [])
+    lines += _go_on_or_give_up(limit, status, step, members, [])
     # All loads before the next test. What is masked is zero from the first load on, and is never read.
     for c in range(chunks):
         for w in range(0, words, vector):
@@ -129,7 +132,7 @@ def _found(t, found, numbers_in_word, pairs):
 
 
 @triton.constexpr_function
-def _go_on_or_give_up(limit, status, poison):
+def _go_on_or_give_up(limit, status, step, members, poison):
     """After a test that failed: falls through to the next poll, or jumps to DONE with `poison` done.
 
     The limit, in 1,024 ns, is counted from the first look at the clock: a wait that ends soon never reads it.
@@ -154,7 +157,13 @@ def _go_on_or_give_up(limit, status, poison):
         "CLOCK:",
         "setp.lt.u64 go, now, end;",
         "@go bra AGAIN;",
-        "mov.b32 u, 1;",
+        "mov.u32 u, %ctaid.x;",
+        f"div.u32 u, u, {members};",
+        f"min.u32 u, u, {LAST_TEAM};",
+        "add.u32 u, u, 1;",
+        f"shl.b32 u, u, {STEP_BITS};",
+        f"min.u32 polls, {step}, {(1 << STEP_BITS) - 1};",
+        "or.b32 u, u, polls;",
         f"st.relaxed.sys.global.b32 [{status}], u;",
         "GIVEUP:",
         *poison,
@@ -165,24 +174,26 @@ def _go_on_or_give_up(limit, status, poison):
 
 @triton.constexpr_function
 def parts_constraints(parts, words):
-    """Of `parts_poll`: out the words of all parts; in the words, their pointers, the round's bit, limit, status."""
+    """Of `parts_poll`: out the words of all parts; in the words, their pointers, the round's bit, limit, status,
+    step."""
     total = parts * words
-    return ",".join(["=&r"] * total + ["r"] * total + ["l"] * total + ["r"] * (2 * words) + ["l"] * words)
+    given = ["r"] * total + ["l"] * total + ["r"] * (2 * words) + ["l"] * words + ["r"] * words
+    return ",".join(["=&r"] * total + given)
 
 
 @triton.constexpr_function
-def parts_poll(parts, words):
+def parts_poll(parts, words, members):
     """As `poll` for partial sums (see `split_k`): a word is written once its lowest bit is the round's. One pointer a
     word; where the limit is over, all of them are NaN."""
     total = parts * words
-    round_bit, limit, status = f"${3 * total}", f"${3 * total + words}", f"${3 * total + 2 * words}"
+    round_bit, limit, status, step = (f"${3 * total + at * words}" for at in range(4))
     lines = ["{", ".reg .pred go, stale;", ".reg .b32 polls, u, t;", ".reg .b64 now, end;"]
     lines += [f"mov.b32 ${i}, ${total + i};" for i in range(total)]
     lines += ["mov.b32 polls, 0;", "mov.b64 end, 0;", "TEST:", "mov.b32 t, 0;"]
     for i in range(total):
         lines += [f"xor.b32 u, ${i}, {round_bit};", "or.b32 t, t, u;"]
     lines += ["and.b32 t, t, 1;", "setp.ne.u32 stale, t, 0;", "@!stale bra DONE;"]
-    lines += _go_on_or_give_up(limit, status, [f"mov.b32 ${i}, 0x7FFFFFFF;" for i in range(total)])
+    lines += _go_on_or_give_up(limit, status, step, members, [f"mov.b32 ${i}, 0x7FFFFFFF;" for i in range(total)])
     lines += [f"ld.relaxed.gpu.global.b32 ${i}, [${2 * total + i}];" for i in range(total)]
     return "\n".join([*lines, "bra TEST;", "DONE:", "}"])
 

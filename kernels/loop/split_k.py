@@ -63,6 +63,7 @@ def sum_of_parts(
     turn,  # how many products were exchanged before
     expected,  # arrivals to wait for ("barrier")
     limit,
+    step,  # for the report of a stall: see `Sent`
     team,  # its `partial` is the block's: [2, SPLIT_K, BLOCK_B, SPLIT_K * rows] int32, all ones at launch
     LOOP: tl.constexpr,
 ):
@@ -88,9 +89,9 @@ def sum_of_parts(
             tiles = tiles + (load_from_l2(own + other * PART, None, None),)
         zeros = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.int32)
         tiles = tl.inline_asm_elementwise(
-            parts_poll(SPLIT_K, OWN),
+            parts_poll(SPLIT_K, OWN, LOOP.MEMBERS),
             parts_constraints(SPLIT_K, OWN),
-            tiles + pointers + (zeros + round_bit, zeros + limit, team.status + zeros),
+            tiles + pointers + (zeros + round_bit, zeros + limit, team.status + zeros, zeros + step),
             dtype=same_types(tl.int32, SPLIT_K),
             is_pure=False,
             pack=OWN,
@@ -125,4 +126,4 @@ def sum_of_parts(
     if LOOP.EXCHANGE == "spin":
         return sums, limit
     else:
-        return unless_stalled(sums, missing, limit, team)
+        return unless_stalled(sums, missing, limit, step, team, LOOP)

@@ -1,0 +1,1 @@
+"""Compiled kernels without a GPU: an executor of the PTX that goes to ptxas."""
