@@ -17,7 +17,7 @@ import triton
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config, Exchange
-from ..kernels.describe import dot_precision, parts_of_sums
+from ..kernels.describe import dot_precision, parts_of_sums, split_k
 from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Problem, sizes_of
 from ..kernels.resources import DeviceLimits
@@ -210,8 +210,8 @@ def _two_products_spill(problem: Problem, tiling: Tiling) -> bool:
 
 
 def _large_chunks_spill(problem: Problem, block_k: int) -> bool:
-    """Of gru_reset_before in TF32 at 768 units and 128 rows, backwards on sm_90, chunks of 128 spill 224 bytes and go to
-    local memory 34 times a step, in 3,732 issue cycles; chunks of 64 put 72 bytes aside before the loop: 3,327."""
+    """gru_reset_before in TF32, 768 units, 128 rows, backwards, sm_90: chunks of 128 spill 224 bytes and go to local
+    memory 34 times a step, in 3,732 issue cycles; chunks of 64 put 72 bytes aside before the loop: 3,327."""
     two = find_cell(problem.cell).inner is not None
     return two and problem.phase == "backward" and problem.dtype == torch.float32 and block_k > 64
 
@@ -259,8 +259,9 @@ def _product(problem: Problem, space: Space) -> Iterator[Config]:
     if block <= LARGEST_SINGLE_CTA:
         for rows, warps, stages in itertools.product(space.BLOCK_B, space.num_warps, space.num_stages):
             yield Config("single_cta", rows, block, block, warps, stages)
+    splits = [n for n in space.SPLIT_K if split_k(problem, Config("cooperative", 16, 16, 16, SPLIT_K=n)) == n]
     for values in itertools.product(
-        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, space.SPLIT_K
+        space.BLOCK_B, space.BLOCK_H, space.BLOCK_K, space.num_warps, space.num_stages, space.exchange, splits
     ):
         yield Config("cooperative", *values)
 
