@@ -64,17 +64,17 @@ def results(case, layer, **options):
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("split", [1, 2])
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["gru_reset_before", "lstm"])
 def test_heads_that_do_not_fit_at_once_take_turns(cell, exchange, split, monkeypatch):
-    """A head of 20 units is a team of 2, in two directions of 3 heads: 12 programs, or as many as there is room for.
+    """A head of 20 units is a team of 2: of 3 heads 6 programs, or as many as there is room for.
 
     Where there is room for one team alone, a head that waited for another would wait for ever.
     """
     config = Config("cooperative", 16, 16, 32, exchange=exchange, SPLIT_K=split)
     monkeypatch.setattr(Case, "config", config)
-    case = Case(cell, "cooperative", torch.float32, 60, 3, 2, directions=2, num_heads=3)
+    case = Case(cell, "cooperative", torch.float32, 60, 3, 2, num_heads=3)
     layer, found = Layer(case, seed=1), []
-    for resident, launches in [(132, 2), (6, 4), (5, 8), (2, 12)]:
+    for resident, launches in [(132, 2), (5, 4), (2, 6)]:
         tensors, count = results(case, layer, seed=resident, resident_programs=resident)
         assert count == launches
         found.append(tensors)

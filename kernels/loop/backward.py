@@ -137,8 +137,8 @@ def backward(
                 publish(da_tile + OUTER * HEAD, inner, mask_here, team, INNER, LOOP)
                 outer_columns = columns_of_part(OUTER * HEAD, part, LOOP)
                 sent = Sent(
-                    base=da_base + me.head * (GATES * HEAD) + part * LOOP.PART,
-                    row_offsets=row * (GATES * WIDTH),
+                    base=da_base + part * LOOP.PART,
+                    row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
                     row_ok=now.here,
                     low=outer_columns,
                     high=columns,
@@ -163,8 +163,8 @@ def backward(
             if gradients.parameters is not None:
                 of_parameters = add_all(of_parameters, masked(dp, mask_here, PARAMETERS), PARAMETERS)
             sent = Sent(
-                base=da_base + me.head * (GATES * HEAD) + part * LOOP.PART,
-                row_offsets=row * (GATES * WIDTH),
+                base=da_base + part * LOOP.PART,
+                row_offsets=row * (GATES * WIDTH) + me.head * (GATES * HEAD),
                 row_ok=now.here,
                 low=None,
                 high=outer_columns,
