@@ -66,8 +66,8 @@ def spins_without_a_barrier(kernels: pd.DataFrame) -> pd.Series:
 
 def waits_for_nothing_but_the_team(kernels: pd.DataFrame) -> pd.Series:
     """Loaded before the wait, the next step's inputs share a scoreboard with the poll, whose first test then waits for
-    device memory. With features there are more loads than six scoreboards."""
-    return (kernels["shared_scoreboards"] == 0) | ~_spins(kernels) | (kernels["features"] != "")
+    device memory."""
+    return (kernels["shared_scoreboards"] == 0) | ~_spins(kernels)
 
 
 def fits_in_shared_memory(kernels: pd.DataFrame) -> pd.Series:

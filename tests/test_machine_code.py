@@ -172,3 +172,7 @@ def test_one_scoreboard_for_polled_words_and_others_is_seen():
     assert shared_scoreboards([polled, other, use]) == 1
     assert shared_scoreboards([polled, other._replace(writes=3), use]) == 0
     assert shared_scoreboards([other, use, polled, use]) == 0
+    product = Instruction(MATRIX)
+    assert shared_scoreboards([other, product, polled, use]) == 0  # it has had the product's time
+    assert shared_scoreboards([other, product, other, polled, use]) == 1
+    assert shared_scoreboards([polled, product, other, use]) == 1
