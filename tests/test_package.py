@@ -17,7 +17,7 @@ import holdfast
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "kernels": ("loop", "ptx"),
-    "cells": ("call", "eager", "ops"),
+    "cells": ("call", "catalogue", "eager", "ops"),
     "autotune": (),
     "bench": (
         "check",
