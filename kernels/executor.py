@@ -10,6 +10,10 @@ from typing import Protocol
 import triton
 
 
+class DeadlockError(RuntimeError):
+    """Every program that has not ended waits for memory that nobody will write; or a wait has no end."""
+
+
 class Executor(Protocol):
     """Stands in for the GPU: runs every program of a grid to its end before `run` returns."""
 

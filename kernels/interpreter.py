@@ -31,7 +31,7 @@ from triton._C.libtriton import ir
 from triton.runtime import interpreter as base
 from triton.runtime.interpreter import TensorHandle
 
-from .executor import executing_on
+from .executor import DeadlockError, executing_on
 from .resources import TOO_LARGE
 from .schedulers import SCHEDULERS
 from .weak_memory import PIECES, Memory, OutOfBoundsError, RaceError
@@ -96,7 +96,7 @@ class Interpreter:
         return f"interpret(seed={self.seed}, scheduler={self.scheduler!r})"
 
     def run(self, kernel: triton.JITFunction, grid: int, arguments: Mapping[str, object], **options: object) -> None:
-        from .schedule import Coroutines, DeadlockError  # needs greenlet, which a machine with a GPU may lack
+        from .schedule import Coroutines  # needs greenlet, which a machine with a GPU may lack
 
         team: Any = arguments.get("team")
         cooperative = team is not None and team.status is not None

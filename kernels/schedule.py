@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 import greenlet
 
+from .executor import DeadlockError
+
 if TYPE_CHECKING:
     from .schedulers import Scheduler
 
 Range = tuple[int, int]
 """First and last byte address of an access."""
-
-
-class DeadlockError(RuntimeError):
-    """Every program that has not ended waits for memory that nobody will write; or a wait has no end."""
 
 
 class Program:

@@ -51,7 +51,7 @@ def test_version():
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["explain", "--hidden", "0"], "--hidden"),
-        (["explain", "--cell", "mgu"], "'lstm'"),
+        (["explain", "--cell", "mingru"], "'lstm'"),
         (["explain", "--dtype", "int8"], "'bf16'"),
         (["demo", "--minutes", "-1"], "--minutes"),
         (["demo", "--out", "/dev/null/here"], "Name another folder with --out."),

@@ -13,7 +13,7 @@ from holdfast.kernels.interpreter import Interpreter, OutOfBoundsError, RaceErro
 
 pytest.importorskip("greenlet")  # a lent machine lacks it, and its GPU tests lie beside this file
 
-from holdfast.kernels.schedule import DeadlockError
+from holdfast.kernels.executor import DeadlockError
 from holdfast.kernels.schedulers import SCHEDULERS
 
 

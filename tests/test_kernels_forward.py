@@ -271,7 +271,7 @@ def test_a_stall_is_an_error_once(regime):
 
 @pytest.mark.parametrize("regime", COOPERATIVE)
 def test_a_team_that_does_not_fit_is_not_launched(regime):
-    with interpret(resident_programs=2), pytest.raises(NotResidentError, match="needs 3 programs"):
+    with interpret(resident_programs=2), pytest.raises(NotResidentError, match="needs 4 programs"):
         outputs(Case("lstm", regime, torch.float32, 40), CPU)
 
 

@@ -75,18 +75,18 @@ def load_reads(
         gates = ()
     elif past.saved is not None:
         saved_offsets = tile.row[None, :] * (WIDTH * LOOP.SAVED) + me.unit[:, None]
-        gates = load_gates(at_tile(past.saved + start * LOOP.SAVED, saved_offsets), mask, LOOP.SAVED, HIDDEN)
+        gates = load_gates(at_tile(past.saved + start * LOOP.SAVED, saved_offsets), mask, LOOP.SAVED, HIDDEN, LOOP)
     else:
         GATES: tl.constexpr = CELL.gates
         gx_ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
-        x = load_gates(strided_tile(gx_ptr, gx, now, tile, me, rows), mask, GATES, HIDDEN)
+        x = load_gates(strided_tile(gx_ptr, gx, now, tile, me, rows), mask, GATES, HIDDEN, LOOP)
         ga_start = me.direction.to(tl.int64) * ga.direction + (tile.batch0 + now.first) * (GATES * HIDDEN)
         ga_offsets = tile.row[None, :] * (GATES * HIDDEN) + by_heads(me, GATES, LOOP)[:, None]
-        gates = x + load_gates(at_tile(ga.ptr + ga_start, ga_offsets), mask, GATES, LOOP.HEAD)
+        gates = x + load_gates(at_tile(ga.ptr + ga_start, ga_offsets), mask, GATES, LOOP.HEAD, LOOP)
     of_y = ()
     if dy.ptr is not None:
         dy_tile = strided_tile(dy.ptr + me.direction * HIDDEN, dy, now, tile, me, rows)
-        of_y = (load_once(dy_tile, mask).to(tl.float32),)
+        of_y = (load_once(dy_tile, mask, LOOP).to(tl.float32),)
     reset = ()
     if resets.marks is not None:
         reset = reset_rows(resets.marks, now, tile, me, B)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..compiled_for import compiled_for
 from .interleave import from_neighbours, neighbours
 from .spin import read_once
 from .walk import at_tile
@@ -43,10 +42,14 @@ def load_parameters(parameters, me, CELL: tl.constexpr, LOOP: tl.constexpr):
 
 
 @triton.jit
-def load_once(ptrs, mask):
+def load_once(ptrs, mask, LOOP: tl.constexpr):
     """A tile of a sequence that the loop reads once: first out of L2, where the lines wait that a team polls. gx of
-    LSTM bf16 H=768 B=16 alone is 98 KB a step: 500 steps of it are an H100's whole L2."""
-    if compiled_for() == "cuda" and ptrs.dtype.element_ty.primitive_bitwidth == 32:
+    LSTM bf16 H=768 B=16 alone is 98 KB a step: 500 steps of it are an H100's whole L2.
+
+    Under "barrier" the compiler may move its own loads; with a block of PTX among them an RNN of 1024 in TF32 took 255
+    registers and a spill, not 144.
+    """
+    if LOOP.EXCHANGE == "spin" and ptrs.dtype.element_ty.primitive_bitwidth == 32:
         mask = tl.broadcast_to(mask, ptrs.shape).to(tl.int32)
         words = tl.inline_asm_elementwise(read_once(), "=&r,l,r", [ptrs, mask], tl.int32, is_pure=False, pack=1)
         return words.to(ptrs.dtype.element_ty, bitcast=True)
@@ -55,11 +58,13 @@ def load_once(ptrs, mask):
 
 
 @triton.jit
-def load_gates(ptrs, mask, COUNT: tl.constexpr, APART: tl.constexpr, DTYPE: tl.constexpr = tl.float32):
+def load_gates(
+    ptrs, mask, COUNT: tl.constexpr, APART: tl.constexpr, LOOP: tl.constexpr, DTYPE: tl.constexpr = tl.float32
+):
     """COUNT tiles of a step, APART elements apart, read once; ptrs point at the first."""
     tiles = ()
     for gate in tl.static_range(COUNT):
-        tiles = tiles + (load_once(ptrs + gate * APART, mask).to(DTYPE),)
+        tiles = tiles + (load_once(ptrs + gate * APART, mask, LOOP).to(DTYPE),)
     return tiles
 
 
@@ -73,9 +78,9 @@ def load_packed_gates(ptrs, mask, COUNT: tl.constexpr, LOOP: tl.constexpr):
     if LOOP.INTERLEAVED and ptrs.dtype.element_ty.primitive_bitwidth == 16:
         ptrs, _ = tl.split(neighbours(ptrs.to(tl.int64), LOOP))
         mask, _ = tl.split(neighbours(mask.to(tl.int32), LOOP))
-        return load_gates(ptrs.to(tl.pointer_type(tl.int32)), mask != 0, COUNT, LOOP.HIDDEN // 2, tl.int32)
+        return load_gates(ptrs.to(tl.pointer_type(tl.int32)), mask != 0, COUNT, LOOP.HIDDEN // 2, LOOP, tl.int32)
     else:
-        return load_gates(ptrs, mask, COUNT, LOOP.HIDDEN)
+        return load_gates(ptrs, mask, COUNT, LOOP.HIDDEN, LOOP)
 
 
 @triton.jit

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..executor import DeadlockError
 from ..interpreter import OutOfBoundsError, RaceError
-from ..schedule import DeadlockError
 
 __all__ = [
     "REPORTED",

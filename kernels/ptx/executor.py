@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +110,9 @@ def storages(tensors: Sequence[torch.Tensor] | Any) -> list[tuple[int, npt.NDArr
     """Address and bytes of the memory that each tensor lies in, once each."""
     found: dict[int, npt.NDArray[np.uint8]] = {}
     for storage in (tensor.untyped_storage() for tensor in tensors):
-        if storage.nbytes():
+        with suppress(RuntimeError):  # what a compiler traces with has no memory
+            if not storage.nbytes() or not storage.data_ptr():
+                continue
             memory = (ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr())
             found[storage.data_ptr()] = np.ctypeslib.as_array(memory)
     return list(found.items())
