@@ -37,7 +37,8 @@ def test_scalar_products_of_run_time_values_are_64_bit(regime, phase, features):
     products = re.findall(r"arith\.muli (%[\w#]+), (%[\w#]+)[^:]* : (i32|i64)\b", ttgir)
     assert any(width == "i64" for *_, width in products)
     # What is left in 32 bits is a program's own number, or how many there are, times a block size: its first unit, its
-    # team's first row and the rows from there to its next tile, its direction's first column, and twice a bit; and a step times 1 or -1.
+    # team's first row and the rows from there to its next tile, its direction's first column; twice a bit; and a step
+    # times 1 or -1.
     signs = set(re.findall(r"(%[\w#]+) = arith\.subi %c1_i32", ttgir))
     narrow = [(a, b) for a, b, width in products if width == "i32" and not signs.intersection((a, b))]
     arguments = set(re.findall(r"(%\w+): (?:i32|i64)", ttgir[: ttgir.index("attributes")]))

@@ -39,6 +39,7 @@ def assert_equal(seed, device, config):
         raise AssertionError(f"draw_case({seed}) with {config}: {case}") from error
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("block", range(4))
 def test_equals_a_plain_loop(block, config, device):

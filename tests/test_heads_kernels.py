@@ -29,7 +29,7 @@ SIZES = [(6, 3), (20, 4), (68, 2)]
 """Units and heads: heads of 2, of 5 (no whole words of two 16-bit numbers), and of 34 (several programs)."""
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize(("hidden", "heads"), SIZES, ids=str)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)

@@ -119,14 +119,14 @@ def test_constraints_agree_with_the_compiler():
     ]
     ranked, _ = search(LSTM, H100)
     fitting = [r.config for r in ranked if refusal(LSTM, r.config, H100, CONSTRAINTS) is None]
-    chosen = random.sample(fitting, 3)
+    chosen = random.sample(fitting, 2)
     requests = [Request(LSTM, config, "sm_90", device=H100) for config in (*chosen, *refused)]
     outcomes = compile_many(requests)
-    for request in requests[:3]:
+    for request in requests[:2]:
         report = outcomes[request].report
         assert report is not None, outcomes[request].error
         assert report.shared_bytes <= H100.shared_per_block, request
-    for request in requests[3:]:
+    for request in requests[2:]:
         assert "shared memory" in (flaw(request, outcomes[request]) or ""), request
 
 

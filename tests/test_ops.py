@@ -68,6 +68,7 @@ def test_opcheck_of_layer_for_inference(cell):
         torch.library.opcheck(OPS.layer.default, arguments(cell, "nothing", grad=False))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cell", "keep", "options"), list(each_cell()))
 def test_opcheck_of_layer_backward(cell, keep, options):
     x, weights, initial, *more, _ = arguments(cell, keep, grad=False, **options)
