@@ -52,6 +52,8 @@ def forget(monkeypatch, tmp_path):
     def forget():
         for name in set(CELLS) - known:
             del CELLS[name], REFERENCES[name]
+            # The catalogue has one of the page's name: it is found anew where it is asked for.
+            sys.modules.pop(f"holdfast.cells.catalogue.{name}", None)
         for name, module in [*sys.modules.items()]:
             if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
                 del sys.modules[name]
