@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import median
 from unittest.mock import patch
 
@@ -18,12 +17,11 @@ from ...autotune.candidates import search
 from ...kernels import describe
 from ...kernels.cell_spec import find_cell
 from ...kernels.config import Config
-from ...kernels.executor import interpreting
 from ...kernels.layer import LayerWeights, backward_layer, forward_layer
 from ...kernels.problem import Phase, Problem
 from ...kernels.resources import H100, DeviceLimits, from_device
-from ...kernels.tolerance import Errors, compare_all, worst
 from ..method.case import Case
+from ..method.judge import Judge, Verdict
 from ..method.numbers import Numbers, Results
 
 PHASES: tuple[Phase, ...] = ("forward", "backward")
@@ -74,10 +72,11 @@ def way_of(name: str, problem: Problem, limits: DeviceLimits) -> Way | None:
 
 
 class OneLayer:
-    """The numbers of one layer; `right` and `torchs` are torch.nn's on the same device."""
+    """The numbers of one layer, and the judge of what comes of them: torch.nn on the same device."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.case, self.numbers = case, Numbers(case, device)
+        self._judge = Judge(self.numbers)
         tf32 = case.dtype == torch.float32
         self.problem = Problem(
             case.cell, case.dtype, case.hidden_size, case.batch_size, precision="tf32" if tf32 else "ieee"
@@ -100,20 +99,9 @@ class OneLayer:
         gradients |= {"bias_ih_l0": of_layer.b_ih, "bias_hh_l0": of_layer.b_hh}
         return {"y": y} | {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
-    @cached_property
-    def torchs(self) -> Results:
-        return self.numbers.computed_in(self._like)
-
-    @property
-    def _like(self) -> torch.dtype:
-        # torch on a CPU knows no TF32; float16 has as many bits.
-        return torch.float16 if self.problem.precision == "tf32" and interpreting() else self.case.dtype
-
-    def judge(self, outputs: Results) -> Errors:
-        """The worst error, of y alone or of all gradients too."""
-        like = torch.float16 if self.problem.precision == "tf32" else self.case.dtype
-        ours, torchs, right = ([r[name] for name in outputs] for r in (outputs, self.torchs, self.numbers.right))
-        return worst(compare_all(ours, torchs, right, like))
+    def judge(self, outputs: Results) -> Verdict:
+        """The worst of y alone, or of all gradients too."""
+        return self._judge(outputs, self.case.dtype, factor=1.0)
 
 
 def kernel_us(run: Callable[[], object], phase: Phase, runs: int = 5) -> float:

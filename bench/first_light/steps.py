@@ -20,9 +20,9 @@ from ...autotune.pin import kernels_where_they_can
 from ...cells.backend import backend
 from ...kernels.problem import Phase
 from ...kernels.stall import raise_if_stalled, status_word
-from ...kernels.tolerance import compare_all, worst
 from ..method.case import Case
 from ..method.floor import measure_floor
+from ..method.judge import Judge, Verdict
 from ..method.numbers import Numbers
 from ..providers.holdfast import Holdfast
 from ..providers.provider import Prepared
@@ -122,8 +122,8 @@ def _checked(layer: OneLayer, way: Way, where: Where) -> Iterator[Row]:
             raise_if_stalled(where.device)
 
 
-def _verdict(found: Any) -> Row:
-    return {"error": f"{found.ours:.2e}", "allowed": f"{found.tolerance:.2e}", "ok": "yes" if found.ok else "WRONG"}
+def _verdict(found: Verdict) -> Row:
+    return {"error": f"{found.error:.2e}", "allowed": f"{found.allowed:.2e}", "ok": _yes(found.ok)}
 
 
 def step(where: Where) -> Iterator[Row]:
@@ -275,10 +275,7 @@ def limits(where: Where) -> Iterator[Row]:
         with backend("triton"):
             prepared = Holdfast().prepare(numbers, "training")
             prepared.call(0)
-        found = prepared.results()
-        results = (found, numbers.computed_in(case.dtype), numbers.right)
-        columns = [[result[name] for name in found] for result in results]
-        verdict = worst(compare_all(columns[0], columns[1], columns[2], case.dtype))
+        verdict = Judge(numbers)(prepared.results(), case.dtype, factor=1.0)
         yield {"what": what, "case": str(case), "config": prepared.config} | _verdict(verdict)
     if where.rehearse:
         return
