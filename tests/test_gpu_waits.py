@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -78,8 +80,6 @@ def short_waits(monkeypatch):
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_a_missing_program_is_reported(phase, exchange, split, device, monkeypatch, short_waits):
     """And the next call, of the whole kernel, is right."""
-    if (phase, split) == ("forward", 2):
-        pytest.skip("only the loop backwards shares products")
     torch.manual_seed(4)
     module = holdfast.GRU(8, 32, device=device)
     x = torch.randn(3, 2, 8, device=device, requires_grad=True)
@@ -117,7 +117,10 @@ def deadlock_is_no_error(device, monkeypatch):
     if device.type == "cpu":
         from holdfast.kernels.executor import substitute
 
-        monkeypatch.setattr(substitute(), "raise_on_deadlock", False)
+        if hasattr(substitute(), "behaviour"):  # of compiled kernels
+            monkeypatch.setattr(substitute(), "behaviour", replace(substitute().behaviour, raise_on_deadlock=False))
+        else:
+            monkeypatch.setattr(substitute(), "raise_on_deadlock", False)
         monkeypatch.setattr(substitute(), "spin_limit", 60)
 
 
