@@ -39,12 +39,6 @@ def choose(problem: Problem, limits: DeviceLimits) -> Config | Reason:
             refusals.append(refused[1])
     if feasible:
         return min(feasible, key=lambda c: (_leaves_wgmma(problem, c), estimate(problem, c, limits).step_us))
-    if find_cell(problem.cell).normalised:
-        return Reason(
-            "normalised_in_one_program",
-            f"{problem.cell} takes means over all units of a head in every step, and {sizes_of(problem)} is more than "
-            f"one program of {limits.name} holds: their sums do not cross a team of programs yet",
-        )
     why = refusals[-1] if refusals else "no tiling of this size compiles without spilling registers"
     size = matrix_bytes(problem, limits)
     return Reason(

@@ -212,8 +212,8 @@ def slstm_gradients(d, v, before, after, p):
 def lstm_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """Those of an LSTM of LN(W_ih x) * p[0:4] + LN(W_hh h) * p[4:8] + p[8:12], each over all gates (Ba et al. 2016,
     equation 20); then both normalised, four tiles each, and their scales."""
-    x, x_scale = normalised(x, p[14], 4)
-    a, a_scale = normalised(a, p[14], 4)
+    both, scales = normalised((x, a), p[14], 0)
+    x, a = both
     return (
         activate(x[0] * p[0] + a[0] * p[4] + p[8], RECURRENT),
         activate(x[1] * p[1] + a[1] * p[5] + p[9], RECURRENT),
@@ -227,8 +227,8 @@ def lstm_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: t
         a[1],
         a[2],
         a[3],
-        x_scale,
-        a_scale,
+        scales[0],
+        scales[1],
     )
 
 
@@ -236,29 +236,28 @@ def lstm_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: t
 def lstm_layer_norm_update(v, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """c = f * c + i * g, h = o * tanh(LN(c) * p[12] + p[13]) (equations 21 and 22): what is carried on is c itself."""
     c = v[1] * state[1] + v[0] * v[2]
-    scaled, _ = normalised((c,), p[14], 1)
-    return v[3] * activate(scaled[0] * p[12] + p[13], ACTIVATION), c
+    scaled, _ = normalised(((c,),), p[14], 1)
+    return v[3] * activate(scaled[0][0] * p[12] + p[13], ACTIVATION), c
 
 
 @triton.jit
 def lstm_layer_norm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     i, f, g, o = v[0], v[1], v[2], v[3]
-    w = p[14]
-    scaled, scale = normalised((after[1],), w, 1)
-    s = activate(scaled[0] * p[12] + p[13], ACTIVATION)
+    scaled, scale = normalised(((after[1],),), p[14], 2)
+    s = activate(scaled[0][0] * p[12] + p[13], ACTIVATION)
     ds = gradient(d[0] * o, s, ACTIVATION)
-    of_c = through_normalised((ds * p[12],), scaled, scale, w, 1)
-    dc = d[1] + of_c[0]
+    of_c = through_normalised(((ds * p[12],),), scaled, scale, p[14], 3)
+    dc = d[1] + of_c[0][0]
     di = gradient(dc * g, i, RECURRENT)
     df = gradient(dc * before[1], f, RECURRENT)
     dg = gradient(dc * i, g, ACTIVATION)
     do = gradient(d[0] * s, o, RECURRENT)
     x, a = (v[4], v[5], v[6], v[7]), (v[8], v[9], v[10], v[11])
-    dx = through_normalised((di * p[0], df * p[1], dg * p[2], do * p[3]), x, v[12], w, 4)
-    da = through_normalised((di * p[4], df * p[5], dg * p[6], do * p[7]), a, v[13], w, 4)
+    of_both = (di * p[0], df * p[1], dg * p[2], do * p[3]), (di * p[4], df * p[5], dg * p[6], do * p[7])
+    dx, da = through_normalised(of_both, (x, a), (v[12], v[13]), p[14], 4)
     of_x = (di * x[0], df * x[1], dg * x[2], do * x[3])
     of_a = (di * a[0], df * a[1], dg * a[2], do * a[3])
-    return dx, da, (tl.zeros_like(dc), dc * f), of_x + of_a + (di, df, dg, do, ds * scaled[0], ds)
+    return dx, da, (tl.zeros_like(dc), dc * f), of_x + of_a + (di, df, dg, do, ds * scaled[0][0], ds)
 
 
 @triton.jit
@@ -266,24 +265,23 @@ def gru_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl
     """Those of a GRU with LN(W_ih x) * p[0:3] + p[6:9] for x and LN(W_hh h) * p[3:6], for n + p[9], for a, each over
     all gates (Ba et al. 2016, equations 23 to 25, the reset gate on the normalised sum, as there and in torch.nn.GRU);
     then both normalised, three tiles each, and their scales."""
-    x, x_scale = normalised(x, p[10], 3)
-    a, a_scale = normalised(a, p[10], 3)
+    both, scales = normalised((x, a), p[10], 0)
+    x, a = both
     r = activate(x[0] * p[0] + a[0] * p[3] + p[6], RECURRENT)
     z = activate(x[1] * p[1] + a[1] * p[4] + p[7], RECURRENT)
     n = activate(x[2] * p[2] + p[8] + r * (a[2] * p[5] + p[9]), ACTIVATION)
-    return r, z, n, x[0], x[1], x[2], a[0], a[1], a[2], x_scale, a_scale
+    return r, z, n, x[0], x[1], x[2], a[0], a[1], a[2], scales[0], scales[1]
 
 
 @triton.jit
 def gru_layer_norm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     r, z, n = v[0], v[1], v[2]
-    w = p[10]
     x, a = (v[3], v[4], v[5]), (v[6], v[7], v[8])
     dz = gradient(d[0] * (before[0] - n), z, RECURRENT)
     dn = gradient(d[0] * (1.0 - z), n, ACTIVATION)
     dr = gradient(dn * (a[2] * p[5] + p[9]), r, RECURRENT)
-    dx = through_normalised((dr * p[0], dz * p[1], dn * p[2]), x, v[9], w, 3)
-    da = through_normalised((dr * p[3], dz * p[4], dn * r * p[5]), a, v[10], w, 3)
+    of_both = (dr * p[0], dz * p[1], dn * p[2]), (dr * p[3], dz * p[4], dn * r * p[5])
+    dx, da = through_normalised(of_both, (x, a), (v[9], v[10]), p[10], 1)
     of_x = (dr * x[0], dz * x[1], dn * x[2])
     of_a = (dr * a[0], dz * a[1], dn * r * a[2])
     return dx, da, (d[0] * z,), of_x + of_a + (dr, dz, dn, dn * r)

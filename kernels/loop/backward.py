@@ -23,6 +23,7 @@ from .backward_step import (
 from .exchange import Sent, publish
 from .forward_step import updated
 from .groups import Team
+from .means import Units, team_of_means
 from .product import await_operand, expected_backwards, load_weights_backwards, product_backwards
 from .split_k import columns_of_part, scratch_of_block
 from .tiles import (
@@ -73,7 +74,10 @@ def backward(
     me = this_member(walk_bits, LOOP)
     part = me.number % LOOP.SPLIT_K
     limit = 0  # of later waits: none once one has run out
+    means = team
     if not ALONE:
+        if CELL.normalised and LOOP.MEMBERS > 1:
+            means = team_of_means(team, me, LOOP.BLOCK_H, CELL, LOOP)
         limit = team.spin_limit
         arrivals = team.arrivals
         partial = team.partial
@@ -84,7 +88,8 @@ def backward(
         team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
     weights = load_weights_backwards(of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me, CELL, LOOP)
-    p = load_parameters(layer.parameters, me, CELL, LOOP)
+    parameters = load_parameters(layer.parameters, me, CELL, LOOP)
+    there = me.unit_ok.to(tl.float32)[:, None]
     row = tl.arange(0, LOOP.BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
     gate_offsets = row[None, :] * (GATES * WIDTH) + by_heads(me, GATES, LOOP)[:, None]
@@ -116,6 +121,13 @@ def backward(
         reads = load_reads(tile.steps - 1, now, earlier, tile, me, past, gx, ga, dy, rows, resets, B, CELL, LOOP)
         for step in tl.range(tile.steps, disable_licm=True):
             at = tile.steps - 1 - step
+            p = parameters
+            if CELL.normalised:
+                p = p + (
+                    Units(
+                        there=there, number=me.number, turn=passed + step, step=step, limit=limit, team=means, LOOP=LOOP
+                    ),
+                )
             mask_here = me.unit_ok[:, None] & now.here[None, :]
             start = tile_start + now.first * WIDTH
             d_after = d
