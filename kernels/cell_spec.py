@@ -26,8 +26,8 @@ class CellSpec:
     activation, recurrent_activation:  names in `activations`, handed to the functions; "" for functions without.
     inner, outer_gradients, outer_gates:  of a cell with two products in a step (see `cell_math`).
     gate_names:      names of the first tiles of v, for those who look at gates.
-    normalised:      how many calls of `normalise` the functions have, 0 for most: p then ends with the units that they
-                     take their means over, and v is always worked out again.
+    normalised:      how many calls of `normalise` the functions have, 0 for most: p is a pair then (see `cell_math`),
+                     and v is always worked out again.
     bounded:         whether h is finite wherever the gradient of its step is.
     """
 
@@ -169,6 +169,19 @@ NORMALISED: dict[str, CellSpec] = {
             gradients=cell_math.gru_layer_norm_gradients,
             parameters=10,
             normalised=2,
+        ),
+        replace(
+            _GRU,
+            name="gru_reset_before_layer_norm",
+            values=12,
+            saved=12,
+            gates_of=cell_math.gru_reset_before_layer_norm_gates,
+            gradients=cell_math.gru_reset_before_layer_norm_gradients,
+            inner=cell_math.gru_reset_before_layer_norm_inner,
+            outer_gradients=cell_math.gru_reset_before_layer_norm_outer_gradients,
+            outer_gates=2,
+            parameters=10,
+            normalised=4,
         ),
         replace(
             _LSTM,

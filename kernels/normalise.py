@@ -1,6 +1,6 @@
 """Layer normalisation inside a step (Ba et al. 2016, arXiv:1607.06450): over all units of a head, and over several
-gates together. A cell that uses this has `CellSpec.normalised`, and the last of its p is `units`, through which its
-functions reach the other units of the head (see `loop.means`).
+gates together. A cell that uses this has `CellSpec.normalised`, and its p is a pair: the columns that p is for others,
+and the program's units, through which the functions reach the other units of the head (see `loop.means`).
 
 Both functions take sums, each a tuple of tiles [units, batch] that is normalised by itself; all of them cross a team at
 once. SITE numbers a kernel's calls: each has a number of its own, from 0 to `CellSpec.normalised` - 1.

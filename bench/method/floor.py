@@ -30,6 +30,7 @@ from ...kernels.describe import (
     loop_of,
     num_groups,
     partial_words,
+    split_k,
     team_size,
 )
 from ...kernels.executor import substitute

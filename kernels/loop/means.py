@@ -25,15 +25,30 @@ MOST_NUMBERS = 8
 _MOST_NUMBERS = tl.constexpr(MOST_NUMBERS)
 
 
-class Units(NamedTuple):
-    """A program's units among all of its head's; the last of a normalising cell's p. Made by keyword."""
+class Place(NamedTuple):
+    """A program's units among all of its head's, at a step. Made by keyword."""
 
     there: Any  # [BLOCK_H, 1] float32: 1 for a unit, 0 where padded
     number: Any  # of the program in its team
     turn: Any  # how many steps the team has had before
     step: Any  # for the report of a stall: see `exchange.Sent`
     limit: Any  # of a wait
-    team: Any  # Team, whose `partial` is its means': [sites, 2, MOST_NUMBERS, BLOCK_B, padded members]; alone, of Nones
+    memory: Any  # Memory; () where nothing crosses a team
+
+
+class Memory(NamedTuple):
+    """What the means of a team cross by. Made by keyword."""
+
+    arrivals: Any  # a counter for each site ("barrier"; else ())
+    status: Any
+    partial: Any  # [sites, 2, MOST_NUMBERS, BLOCK_B, padded members] int32, all ones at launch
+
+
+class Units(NamedTuple):
+    """The second of a normalising cell's p. Made where it is handed over, by keyword: an assignment would make tensors
+    of what is known when compiling."""
+
+    place: Any
     LOOP: Any
 
 
@@ -44,16 +59,20 @@ def words_of_means(sites, BLOCK_B, members):
 
 
 @triton.jit
-def team_of_means(team, me, OWN_ROWS: tl.constexpr, CELL: tl.constexpr, LOOP: tl.constexpr):
-    """`Units.team`. A launch's scratch memory has the means of all teams behind all parts of products, of OWN_ROWS rows
-    a program."""
-    PARTS: tl.constexpr = 2 * LOOP.BLOCK_B * LOOP.SPLIT_K * OWN_ROWS if LOOP.SPLIT_K > 1 else 0
-    MEANS: tl.constexpr = words_of_means(CELL.normalised, LOOP.BLOCK_B, LOOP.MEMBERS)
-    partial = team.partial + tl.num_programs(0) * PARTS + me.team * MEANS
-    arrivals = team.arrivals
-    if LOOP.EXCHANGE == "barrier":
-        arrivals += me.team * 32 + 1  # behind the counter of h
-    return Team(arrivals=arrivals, status=team.status, spin_limit=team.spin_limit, partial=partial)
+def memory_of_means(team, me, OWN_ROWS: tl.constexpr, CELL: tl.constexpr, LOOP: tl.constexpr):
+    """`Place.memory`. A launch's scratch memory has the means of all teams behind all parts of products, of OWN_ROWS
+    rows a program."""
+    if CELL.normalised == 0 or LOOP.MEMBERS == 1:
+        return ()
+    else:
+        PARTS: tl.constexpr = 2 * LOOP.BLOCK_B * LOOP.SPLIT_K * OWN_ROWS if LOOP.SPLIT_K > 1 else 0
+        MEANS: tl.constexpr = words_of_means(CELL.normalised, LOOP.BLOCK_B, LOOP.MEMBERS)
+        partial = team.partial + tl.num_programs(0) * PARTS + me.team * MEANS
+        if LOOP.EXCHANGE == "barrier":
+            behind = team.arrivals + me.team * 32 + 1  # the counter of h
+            return Memory(arrivals=behind, status=team.status, partial=partial)
+        else:
+            return Memory(arrivals=(), status=team.status, partial=partial)
 
 
 @triton.jit
@@ -66,11 +85,20 @@ def _units_of(number, LOOP: tl.constexpr):
 def own_mean(tiles, units):
     """Over the program's units of all tiles [units, batch] together: [batch]."""
     LOOP: tl.constexpr = units.LOOP
+    place = units.place
     COUNT: tl.constexpr = len(tiles)
     total = tiles[0]
     for index in tl.static_range(1, COUNT):
         total += tiles[index]
-    return tl.sum(total * units.there, axis=0) / (tl.maximum(_units_of(units.number, LOOP), 1.0) * COUNT)
+    return tl.sum(total * place.there, axis=0) / (tl.maximum(_units_of(place.number, LOOP), 1.0) * COUNT)
+
+
+@triton.jit
+def _rounded(numbers):
+    """To the 23 bits that a round keeps, which would cut them off: what a mean is off by, a small variance makes a
+    hundred times as much of."""
+    rounded = ((numbers.to(tl.int32, bitcast=True) + 1) & -2).to(tl.float32, bitcast=True)
+    return tl.where(numbers == numbers, rounded, numbers)
 
 
 @triton.jit
@@ -78,6 +106,7 @@ def everybodys(numbers, units, SITE: tl.constexpr):
     """Numbers [batch] of each program, as tiles [batch, programs] of the whole team; and the share of each program's
     units in the head, [1, programs], zero behind the last."""
     LOOP: tl.constexpr = units.LOOP
+    place = units.place
     COUNT: tl.constexpr = len(numbers)
     WORDS: tl.constexpr = triton.next_power_of_2(COUNT)
     MEMBERS: tl.constexpr = LOOP.MEMBERS
@@ -87,29 +116,39 @@ def everybodys(numbers, units, SITE: tl.constexpr):
     tl.static_assert(WORDS <= _MOST_NUMBERS, "more numbers in an exchange than its memory holds")
     row = tl.arange(0, BLOCK_B)
     program = tl.arange(0, PADDED)[None, :]
-    slot = units.team.partial + (SITE * 2 + units.turn % 2) * (_MOST_NUMBERS * APART)
+    slot = place.memory.partial + (SITE * 2 + place.turn % 2) * (_MOST_NUMBERS * APART)
     # Each program's numbers, and once more where nobody's would be: a poll has no mask.
-    place = tl.arange(0, 2 * WORDS)[:, None]
+    line = tl.arange(0, 2 * WORDS)[:, None]
     record = tl.zeros((2 * WORDS, BLOCK_B), dtype=tl.float32)
     for index in tl.static_range(COUNT):
-        record = tl.where(place % WORDS == index, numbers[index][None, :], record)
-    again = units.number + place // WORDS * MEMBERS
-    column = tl.where(again < PADDED, again, units.number)
-    where = slot + (place % WORDS) * APART + row[None, :] * PADDED + column
+        record = tl.where(line % WORDS == index, numbers[index][None, :], record)
+    again = place.number + line // WORDS * MEMBERS
+    column = tl.where(again < PADDED, again, place.number)
+    where = slot + (line % WORDS) * APART + row[None, :] * PADDED + column
     first = slot + row[:, None] * PADDED + program
-    arrivals = units.team.arrivals
+    arrivals = None
     if LOOP.EXCHANGE == "barrier":
-        arrivals += SITE
-    team = Team(arrivals=arrivals, status=units.team.status, spin_limit=units.limit, partial=units.team.partial)
-    expected = (units.turn + 1) * MEMBERS
-    limit = units.limit
+        arrivals = place.memory.arrivals + SITE
+    team = Team(arrivals=arrivals, status=place.memory.status, spin_limit=place.limit, partial=None)
+    expected = (place.turn + 1) * MEMBERS
+    limit = place.limit
     words, missing = exchange_round(
-        where, in_round(record, units.turn), first, units.turn, expected, limit, units.step, team, COUNT, APART, LOOP
+        where,
+        in_round(_rounded(record), place.turn),
+        first,
+        place.turn,
+        expected,
+        limit,
+        place.step,
+        team,
+        COUNT,
+        APART,
+        LOOP,
     )
     tiles = ()
     for index in tl.static_range(COUNT):
         tile = numbers_of(words[index])
         if LOOP.EXCHANGE != "spin":
-            tile, limit = unless_stalled(tile, missing, limit, units.step, team, LOOP)
+            tile, limit = unless_stalled(tile, missing, limit, place.step, team, LOOP)
         tiles = tiles + (tile,)
     return tiles, tl.where(program < MEMBERS, _units_of(program, LOOP) * (1.0 / LOOP.HEAD), 0.0)
