@@ -67,7 +67,6 @@ EXCHANGES = {
     "barrier split": Exchange("rnn_tanh", torch.float32, _team("barrier", 16, 2), "backward", 32),
     "barrier two products": Exchange("gru_reset_before", torch.float32, _team("barrier"), length=2),
     "dataflow means": Exchange("lstm_layer_norm", torch.float32, _team("dataflow"), batch=2),
-    "barrier means": Exchange("gru_layer_norm", torch.float32, _team("barrier"), "backward", batch=2, length=2),
 }
 """Each exchange, of a team of two programs, forwards and backwards."""
 
@@ -90,6 +89,7 @@ LONGER = {
     "dataflow means, two products": Exchange(
         "gru_reset_before_layer_norm", torch.float32, _team("dataflow", 4, 2), "backward", length=2
     ),
+    "barrier means": Exchange("gru_layer_norm", torch.float32, _team("barrier"), "backward", batch=2, length=2),
     "barrier means, two tiles": Exchange("lstm_layer_norm", torch.float32, _team("barrier", rows=2), resident=2),
 }
 """What takes a few times as long: more steps, programs, batch tiles and products a step."""

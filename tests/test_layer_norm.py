@@ -28,6 +28,7 @@ TEAMS = {
     "barrier": Config("cooperative", 16, 16, 32, exchange="barrier"),
 }
 """Of several programs, of whose 20 or 40 units the last has fewer."""
+CPU = torch.device("cpu")
 S, TANH = torch.sigmoid, torch.tanh
 
 
@@ -156,7 +157,7 @@ def test_with_every_feature(cell, regime, heads):
     """Random calls with lengths, packed rows, resets, dropout and zoneout, all gradients; v is worked out again."""
     for seed in (3, 4):
         with interpret():
-            for name, errors in errors_of(draw_call(cell, seed, heads), regime, "save", torch.device("cpu")).items():
+            for name, errors in errors_of(draw_call(cell, seed, heads), regime, "save", CPU).items():
                 assert errors.ok, f"{seed} {name}: {errors}"
 
 
@@ -169,9 +170,9 @@ def test_odd_sizes(cell, exchange, dtype, length):
     """100 units, whose last program has four, three rows, and steps enough for many rounds, or a single one."""
     case = Case(cell, f"cooperative/{exchange}", dtype, hidden_size=100, batch_size=3, length=length)
     with interpret():
-        assert (errors := check_case(case, torch.device("cpu"), 0)).ok, errors
+        assert (errors := check_case(case, CPU, 0)).ok, errors
         if dtype == torch.float32:
-            errors = check_gradients(case, torch.device("cpu"), 0, "save")
+            errors = check_gradients(case, CPU, 0, "save")
             assert errors.ok, errors
 
 
@@ -198,6 +199,18 @@ def test_programs_have_the_same_mean():
             found.append(module(x)[0])
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("exchange", TEAMS)
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_compiled_kernels(cell, exchange, phase, ptx_executor):
+    """In the PTX executor: forwards three programs, so that the fourth's numbers are copies."""
+    case = Case(cell, f"cooperative/{exchange}", torch.bfloat16, hidden_size=40, batch_size=3, length=3)
+    errors = check_case(case, CPU, 0) if phase == "forward" else check_gradients(case, CPU, 0, "save")
+    assert errors.ok, errors
+    assert ptx_executor.launches
 
 
 def test_the_next_step_gets_c_as_it_is():
