@@ -206,7 +206,7 @@ MUTATIONS = (
         "loop.means:memory_of_means",
         "tl.num_programs(0) * PARTS",
         "0",
-        "dataflow means, two products",
+        "dataflow means, split",
     ),
     # The barrier.
     Mutation("arrive's barrier", "loop.exchange:arrive", "tl.debug_barrier()", "pass", "barrier forward"),

@@ -85,7 +85,9 @@ LONGER = {
     "dataflow means, six rounds, three programs": Exchange(
         "gru_layer_norm", torch.float32, _team("dataflow", 2, rows=2), hidden=6, length=6, resident=3
     ),
-    "dataflow means, backwards": Exchange("lstm_layer_norm", torch.float32, _team("dataflow"), "backward"),
+    "dataflow means, split": Exchange(
+        "lstm_layer_norm", torch.float32, _team("dataflow", 4, 2), "backward", batch=2, length=2
+    ),
     "dataflow means, two products": Exchange(
         "gru_reset_before_layer_norm", torch.float32, _team("dataflow", 4, 2), "backward", length=2
     ),

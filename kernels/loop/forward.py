@@ -137,7 +137,6 @@ def forward(
         # 64-bit registers each. LSTM bf16 H=768, "barrier", sm_90: 255 registers and a spill with it, 74 without.
         for step in tl.range(tile.steps, disable_licm=True):
             follows = step > 0
-            place = Place(there=there, number=me.number, turn=passed + step, step=step, limit=limit, memory=memory)
             readable = now.here & ((states.initial is not None) | follows)
             if resets.marks is not None:
                 state = choose(inputs.reset, fresh, state, STATES)
@@ -169,6 +168,7 @@ def forward(
             acc, limit = product(
                 weights, operand, missing, sent, turn, expected + LOOP.MEMBERS, limit, me, team, PRODUCT
             )
+            place = Place(there=there, number=me.number, turn=passed + step, step=step, limit=limit, memory=memory)
             a = recurrent_gates(acc, bias, 0, OUTER, PRODUCT)
             x = unpacked(inputs.x, gx.ptr.dtype.element_ty, CELL.gates, LOOP)
             if CELL.inner is not None:
