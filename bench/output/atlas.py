@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from ...autotune.candidates import choose
+from ...autotune.candidates import candidates, choose
 from ...autotune.compile_many import Request, compile_many
-from ...autotune.constraints import footprint
+from ...autotune.constraints import CONSTRAINTS, footprint, refusal
 from ...autotune.tune import flaw
 from ...kernels.config import Config
 from ...kernels.describe import least_grid
@@ -222,18 +222,17 @@ def where_table(limits: DeviceLimits, batch_size: int = 16) -> pd.DataFrame:
     each other or in turn.
     """
 
-    def choices(cell: str, kind: str, hidden: int, phases: tuple[Phase, ...]) -> list[Config] | None:
-        found = [choose(_problem(cell, kind, hidden, phase, batch_size), limits) for phase in phases]
-        configs = [choice for choice in found if isinstance(choice, Config)]
-        return configs if len(configs) == len(phases) else None
+    def has_kernel(problem: Problem) -> bool:
+        # What `choose` finds feasible, unranked: ranking 20,000 problems takes seconds.
+        return any(refusal(problem, config, limits, CONSTRAINTS) is None for config in candidates(problem, limits))
 
     def row(cell: str, kind: str) -> dict[str, str]:
         def is_single(hidden: int) -> bool:
-            configs = choices(cell, kind, hidden, FORWARD)
-            return configs is not None and configs[0].regime == "single_cta"
+            choice = choose(_problem(cell, kind, hidden, "forward", batch_size), limits)
+            return isinstance(choice, Config) and choice.regime == "single_cta"
 
         def upto(phases: tuple[Phase, ...]) -> str:
-            return _limit(lambda hidden: choices(cell, kind, hidden, phases) is not None)
+            return _limit(lambda hidden: all(has_kernel(_problem(cell, kind, hidden, p, batch_size)) for p in phases))
 
         return {
             "module": cell,
