@@ -22,7 +22,7 @@ from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.refused import FailedFirstUseError, RefusedError
 from ..kernels.resources import H100, DeviceLimits, from_device, resident_programs
-from . import current_mode, first_use, on_miss, store
+from . import current_mode, first_use, mode, on_miss, store
 from .candidates import choose
 from .faster import Asked, Comparison, Timed, compare, step_prediction
 from .files import SHIPPED, user_cache
@@ -39,7 +39,15 @@ from .identity import (
     problem_of,
     usual_keep,
 )
-from .pin import asks_for_the_faster, pin_of, pinned, pinned_config, remember_pin  # noqa: F401
+from .pin import (  # noqa: F401
+    _pinned,
+    _slower_too,
+    asks_for_the_faster,
+    pin_of,
+    pinned,
+    pinned_config,
+    remember_pin,
+)
 from .store import Entry, EntryError, Store, Timing
 from .tried import failed_before, has_to_be_tried, told  # noqa: F401  the ops ask this module alone
 
@@ -87,7 +95,8 @@ def _refusal(problem: Problem, config: Config, device: torch.device, limits: Dev
 
 def settings() -> tuple[Hashable, ...]:
     """What a plan depends on besides its problem and its GPU: other settings, perhaps another plan."""
-    return pinned_config(), asks_for_the_faster(), current_mode(), store.generation, first_use._current.get()
+    # As `pinned_config`, `asks_for_the_faster` and so on, without their frames: every call asks.
+    return _pinned.get(), _slower_too.get(), mode._current.get(), store.generation, first_use._current.get()
 
 
 _refused: dict[tuple[Hashable, ...], Reason] = {}

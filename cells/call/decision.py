@@ -49,7 +49,8 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
 
     every_reason:  do not stop at the first reason against a kernel; nor where holdfast.backend is "triton".
     """
-    if (torch.compiler.is_compiling() or torch.jit.is_tracing()) and in_onnx_export() and not every_reason:
+    compiling = torch.compiler.is_compiling()
+    if (compiling or torch._C._is_tracing()) and in_onnx_export() and not every_reason:
         return Decision("onnx")
     backend = current_backend()
     every = every_reason or backend == "triton"
@@ -60,7 +61,7 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         if path == "ragged" and call.lengths is None and call.steps == 1:
             return OF_ONE_STEP
         return Decision(path, (), False, may_train(call.tensors), autocast_dtype(call.x))
-    key = None if every_reason else key_of(call, backend)
+    key = None if every_reason or compiling else key_of(call, backend)
     if key is not None and (remembered := _decided.get(key)) is not None:
         return remembered
     facts = facts_of(call, backend)
