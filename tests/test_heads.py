@@ -92,6 +92,14 @@ def test_as_torch_with_the_block_diagonal_matrix(cell, path, no_tf32):
     compare(cell, path, arguments, num_layers=2, bidirectional=True)
 
 
+def test_a_layer_of_one_head_is_another_problem(no_tf32):
+    """A config is remembered by the shape of W_hh, whose columns alone are those of one head."""
+    x = torch.randn(2, 1, I)
+    with on("kernels"):
+        holdfast.RNN(I, H // N)(x)
+    compare("rnn", "kernels", lambda dtype: (x.to(dtype),))
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_packed_sequence(path, no_tf32):
     x = torch.randn(6, 3, I)
