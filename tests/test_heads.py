@@ -278,7 +278,7 @@ def test_torch_compile_and_export(path):
         torch.testing.assert_close(exported(x)[0], expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_onnx(dynamo, tmp_path):
     pytest.importorskip("onnxruntime")
     import onnxruntime
