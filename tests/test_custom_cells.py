@@ -156,6 +156,7 @@ def test_check(file):
 def test_the_full_check_has_features_too(cell, monkeypatch):
     """And sees a wrong gradient in them alone."""
     monkeypatch.setattr(check, "REGIMES", ("single_cta",))
+    monkeypatch.setattr(check, "DRAWS", 3)
     monkeypatch.setattr(check, "cases", lambda *_: [])
     table = check.run_checks(interpret=True, cells=[cell], progress=False, seed=11)
     assert list(table["phase"]) == ["forward", "backward"] * check.DRAWS
@@ -261,7 +262,7 @@ def test_explain(file):
 def test_a_rehearsal_of_tuning(file, tmp_path):
     """Compiled and interpreted in processes of their own, which know the cell."""
     out = tmp_path / "out"
-    options = ("--hidden", 20, "--batch", 3, "--phase", "backward", "--candidates", 1, "--budget", 200, "--out", out)
+    options = ("--hidden", 20, "--batch", 3, "--phase", "forward", "--candidates", 1, "--budget", 200, "--out", out)
     result = invoke("tune", "--load", file, "--cell", "mgu", "--rehearse", *options)
     assert result.exit_code == 0, result.output
     table = pd.read_csv(out / "tune.csv")
