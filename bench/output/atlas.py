@@ -6,16 +6,15 @@ All by the resource model of the heuristic: no GPU is needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
-from ...autotune.candidates import choose
+from ...autotune.candidates import candidates, choose
 from ...autotune.compile_many import Request, compile_many
-from ...autotune.constraints import footprint
+from ...autotune.constraints import CONSTRAINTS, footprint, refusal
 from ...autotune.tune import flaw
 from ...cells.catalogue import CATALOGUE
 from ...cells.eager.reference import reference_of
@@ -227,19 +226,24 @@ def where_table(limits: DeviceLimits, cells: Iterable[str] = CELLS, batch_size: 
     each other or in turn.
     """
 
-    @cache
-    def chosen(cell: str, kind: str, hidden: int, phase: Phase) -> str:
-        """The regime, "" for none."""
-        choice = choose(_problem(cell, kind, hidden, phase, batch_size), limits)
-        return choice.regime if isinstance(choice, Config) else ""
+    def has_kernel(problem: Problem) -> bool:
+        # What `choose` finds feasible, unranked: ranking 20,000 problems takes seconds.
+        return any(refusal(problem, config, limits, CONSTRAINTS) is None for config in candidates(problem, limits))
 
     def row(cell: str, kind: str) -> dict[str, str]:
+        def is_single(hidden: int) -> bool:
+            choice = choose(_problem(cell, kind, hidden, "forward", batch_size), limits)
+            return isinstance(choice, Config) and choice.regime == "single_cta"
+
+        def upto(phases: tuple[Phase, ...]) -> str:
+            return _limit(lambda hidden: all(has_kernel(_problem(cell, kind, hidden, p, batch_size)) for p in phases))
+
         return {
             "module": cell,
             "dtype": IN_WORDS[kind],
-            "single_cta": _limit(lambda hidden: chosen(cell, kind, hidden, "forward") == "single_cta"),
-            "inference": _limit(lambda hidden: chosen(cell, kind, hidden, "forward") != ""),
-            "training": _limit(lambda hidden: all(chosen(cell, kind, hidden, phase) for phase in TRAINING)),
+            "single_cta": _limit(is_single),
+            "inference": upto(FORWARD),
+            "training": upto(TRAINING),
         }
 
     return pd.DataFrame([row(cell, kind) for cell in cells for kind in KINDS])

@@ -161,7 +161,7 @@ def forward(
             ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
             inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
             acc, limit = product(
-                weights, operand, missing, sent, turn, expected + LOOP.MEMBERS, limit, me, team, PRODUCT
+                weights, operand, missing, sent, step, turn, expected + LOOP.MEMBERS, limit, me, team, PRODUCT
             )
             a = recurrent_gates(acc, bias, 0, OUTER, PRODUCT)
             x = unpacked(inputs.x, gx.ptr.dtype.element_ty, CELL.gates, LOOP)
@@ -183,6 +183,7 @@ def forward(
                     operand,
                     missing,
                     sent,
+                    step + 1,
                     turn + 1,
                     expected + LOOP.MEMBERS,
                     limit,
