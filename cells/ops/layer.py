@@ -280,7 +280,7 @@ def _chosen(
     """
     select, device = _select(), x.device
     in_reach, steps = device.type == "cuda" or interpreting(), options.steps(x, extras)
-    sizes = weights[1].shape[1], options.batch_size(x, extras), select.length_class(steps)
+    sizes = weights[1].shape, options.batch_size(x, extras), select.length_class(steps)
     kind = len(weights), extras.zoneout is not None and is_one_number(extras.zoneout[0]), there
     key = (options, sizes, phase, keep, extras.features, device, in_reach, kind, select.settings())
     found = _choices.get(key)
