@@ -257,7 +257,7 @@ def _gradient_of_w_hh(
     if not history.shifts(direction, bounded=cell.bounded):
         return of_w_hh(sums_of_products(da, history.before(direction, hidden), heads), heads, hidden)
     at, rest, before, h_0 = _shifted(history, direction, hidden)
-    if not len(before):  # a single step
+    if before.shape[0] == 0:  # a single step
         sums = None if h_0 is None else sums_of_products(da, h_0, heads)
         return da.new_zeros(da.shape[1], hidden // heads) if sums is None else of_w_hh(sums, heads, hidden)
     sums = sums_of_products(da[rest], before, heads)

@@ -169,10 +169,11 @@ class Launcher:
         else:
             enter = leave = None
 
+        run, handles = compiled.run, (compiled.function, compiled.packed_metadata)
+
         def start(grid: int, team: Team, walk_bits: int) -> None:
             arguments[self.place_of_team], arguments[self.place_of_walk] = team, walk_bits
-            handles = compiled.function, compiled.packed_metadata
-            compiled.run(grid, 1, 1, stream, *handles, metadata, enter, leave, *arguments, *self.constants)
+            run(grid, 1, 1, stream, *handles, metadata, enter, leave, *arguments, *self.constants)
 
         self._start(start, fit, WAIT_LIMIT, arguments[self.place_of_walk])
 

@@ -293,7 +293,8 @@ def _chosen(
     if plan.config is None:
         for reason in plan.reasons:
             if reason.name == FailedFirstUseError.reason:
-                raise FailedFirstUseError(reason.message, problem)
+                config = select.select(problem, device, keep=keep, length=steps, refused_too=True).config
+                raise FailedFirstUseError(reason.message, problem, config)
         raise RuntimeError(f"no kernel on {device} for this call, which was planned or compiled elsewhere:\n{plan}")
     _try(problem, plan.config, keep, weights, options, extras, there, device)
     if current_mode() != "tune-on-miss":  # which asks at every call, until it is settled

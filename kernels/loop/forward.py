@@ -166,7 +166,7 @@ def forward(
             ahead = moment(tl.minimum(step + 1, tile.steps - 1), tile, me, rows, B)
             inputs_ahead = load_inputs(ahead, tile, me, gx, rows, resets, B, CELL, LOOP)
             acc, limit = product(
-                weights, operand, missing, sent, turn, expected + LOOP.MEMBERS, limit, me, team, PRODUCT
+                weights, operand, missing, sent, step, turn, expected + LOOP.MEMBERS, limit, me, team, PRODUCT
             )
             place = Place(there=there, number=me.number, turn=passed + step, step=step, limit=limit, memory=memory)
             a = recurrent_gates(acc, bias, 0, OUTER, PRODUCT)
@@ -189,6 +189,7 @@ def forward(
                     operand,
                     missing,
                     sent,
+                    step + 1,
                     turn + 1,
                     expected + LOOP.MEMBERS,
                     limit,
