@@ -196,7 +196,7 @@ def command_lines(draw):
         line.append(option)
         line += [SANE.get(option, "x") if draw(st.booleans()) else draw(words)] if draw(st.integers(0, 3)) else []
     # Without a GPU that it does not know it computes all tables: ten seconds.
-    return line + ["--gpu", "none"] if name == "atlas" else line
+    return [*line, "--gpu", "none"] if name == "atlas" else line
 
 
 @settings(fuzzed, max_examples=max(12, CASES // 3))
