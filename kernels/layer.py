@@ -260,7 +260,7 @@ def backward_layer(
                 back = walk_bits >> direction & 1 == 1
                 started = states_before(part, (y, *residuals.kept), begun, extras.lengths, back=back)
                 there = [state.transpose(0, 1) for state in started]
-                past_h = History(part.of(history.sent), None, there, part.extras, reverse)
+                past_h = History(part.of(history.sent), part.of(history.inner), there, part.extras, reverse)
                 gx = project_input(problem, part.of(x, dim=int(batch_first)), own, batch_first=batch_first)
                 projected = gx, project_state(problem, weights, past_h, [direction])
                 gradients = LayerGradients(carried, in_float32(None, like))
