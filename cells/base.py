@@ -359,17 +359,19 @@ class RecurrentBase(nn.RNNBase, Interop):
             if not batched:
                 hx = self._map_state(lambda state: state.unsqueeze(1), hx)
             self.check_forward_args(x, hx, None)
-        if x.size(1 - batch_dim) == 0:
+        steps = x.size(1 - batch_dim)
+        if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         call = Call(self._describe(), x, hx, batched, return_gates=return_gates)
         if lengths is None and resets is None and reset_state is None:
             return call
-        return self._with_boundaries(call, lengths, resets, reset_state)
+        return self._with_boundaries(call, steps, x.size(batch_dim), lengths, resets, reset_state)
 
-    def _with_boundaries(self, call: Call, lengths: Lengths | None, resets: Tensor | None, reset_state: Any) -> Call:
+    def _with_boundaries(
+        self, call: Call, T: int, B: int, lengths: Lengths | None, resets: Tensor | None, reset_state: Any
+    ) -> Call:
         """The call with its lengths and resets, checked."""
         x, batched = call.x, call.batched
-        T, B = x.size(1 - self._batch_dim), x.size(self._batch_dim)
         if lengths is not None:
             lengths = checked_lengths(lengths, T, B, batched=batched, device=x.device)
         if resets is not None:
