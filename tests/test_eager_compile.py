@@ -107,6 +107,7 @@ def test_gates_and_inference():
                 torch.testing.assert_close(layer, of_layer)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("given", [{}, {"lengths": torch.tensor([3, 1])}], ids=["dense", "lengths"])
 def test_autocast(kind, given):
@@ -121,6 +122,7 @@ def test_autocast(kind, given):
     same(trained(m, torch.compile(forward, fullgraph=True, backend="aot_eager"), x), trained(m, forward, x))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_a_packed_sequence(kind, with_hx):
@@ -273,6 +275,7 @@ def test_second_derivatives_of_an_exported_program():
     assert torch.autograd.gradgradcheck(lambda x: again(x)[0], (x.requires_grad_(),))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("needs", [False, True])
 @pytest.mark.parametrize("kind", ["gru", "lstm_proj"])
 def test_opcheck(kind, needs):
