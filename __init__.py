@@ -16,6 +16,7 @@ from .cells.rnn import RNN
 from .cells.slstm import SLSTM
 from .cells.stateful import Stateful
 from .cells.step import GRUCell, LSTMCell, RNNCell
+from .kernels.setting import check_when_imported as _check_environment
 from .kernels.stall import StalledError, check_stalled
 
 __version__ = "0.1.0"
@@ -43,3 +44,5 @@ __all__ = [
     "plot_gates",
     "to_torch",
 ]
+
+_check_environment()

@@ -22,6 +22,7 @@ import triton
 from ..kernels.config import Config
 from ..kernels.plan import Reason
 from ..kernels.problem import Phase, Precision, Problem
+from ..kernels.setting import check_environment
 from .candidates import candidates, choose, configs
 from .compile_many import Outcome, Request, compile_many
 from .constraints import CONSTRAINTS, TUNED_CONSTRAINTS, refusal
@@ -155,6 +156,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", choices=["registers", "dataflow", "barrier"], help="fit this exchange anew alone")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        check_environment()
+    except ValueError as error:
+        parser.error(str(error))
     with Compilers(chosen.processes) as compilers:
         outcomes = compile_many(sample(chosen.kernels, chosen.only), _progress, compilers=compilers)
     content = fit(outcomes)

@@ -9,11 +9,23 @@ from typing import NoReturn
 
 import typer
 
+from ..autotune.files import user_cache
+from ..kernels.setting import check_environment
+
 
 def fail(problem: str, next_step: str) -> NoReturn:
     """End the command with what is wrong and what to do about it."""
     typer.echo(f"holdfast: {problem}\n{next_step}", err=True)
     sys.exit(2)
+
+
+def check_settings() -> None:
+    """End the command where an environment variable of holdfast's has a value that it cannot have."""
+    try:
+        check_environment()
+        user_cache()
+    except ValueError as error:
+        fail(str(error), "Give it such a value, or unset it.")
 
 
 def make_folder(out: Path) -> None:

@@ -29,6 +29,7 @@ from ..cells.lstm import LSTM
 from ..cells.rnn import RNN
 from ..kernels.interpreter import interpret
 from ..kernels.tolerance import compare_all, worst
+from .failing import check_settings
 from .output.tables import print_table, to_markdown
 
 _MODULES: dict[str, Any] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
@@ -169,6 +170,7 @@ def main(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="Tiny sizes through the interpreter, no times.")] = False,
 ) -> None:
     """Check and time layers of useful size. Example: python -m holdfast.bench.full_size --out results"""
+    check_settings()
     if not rehearse and not torch.cuda.is_available():
         raise SystemExit("full_size: no GPU that torch can use; --rehearse runs tiny sizes in the interpreter.")
     out.mkdir(parents=True, exist_ok=True)

@@ -342,8 +342,8 @@ class RecurrentBase(nn.RNNBase, Interop):
         """
         if isinstance(return_gates, str) and return_gates != "differentiable":  # TorchScript's exporter gives a tensor
             raise ValueError(f"return_gates should be False, True or 'differentiable', got {return_gates!r}")
-        if not torch.compiler.is_compiling():
-            self._update_flat_weights()
+        if not torch.compiler.is_compiling() and self._weights_have_changed():
+            self._init_flat_weights()
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, unsorted_indices = input
             # torch.nn checks a packed call against the zeros it makes; they are right by construction.

@@ -20,6 +20,8 @@ import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +173,9 @@ def _patched_language(builder: _Builder) -> Iterator[None]:
     # Triton 3.6.0 converts a one-element array with int(), which NumPy 2.4 refuses.
     scope.set_attr(tl.tensor, "__index__", lambda self: self.handle.data.item())
     scope.set_attr(triton.JITFunction, "__call__", lambda self, *args, **kwargs: _rewritten(self)(*args, **kwargs))
+    scope.set_attr(base, "_get_np_dtype", _numpy_dtype)
+    scope.set_attr(tl.block_type, "__init__", _block_type)
+    scope.set_attr(tl.tensor, "__init__", _tensor)
     base.interpreter_builder.__class__ = _Builder
     base.interpreter_builder.__dict__.update(builder.__dict__)
     try:
@@ -182,6 +187,38 @@ def _patched_language(builder: _Builder) -> Iterator[None]:
         scope.restore()
 
 
+def _numpy_dtype(dtype: tl.dtype) -> np.dtype:
+    """What Triton's interpreter looks up in a dict that it makes anew each time."""
+    scalar = dtype.scalar
+    if isinstance(scalar, tl.pointer_type):
+        return np.dtype(np.uint64)
+    return _numpy_dtype_of(scalar)
+
+
+_numpy_dtype_of = cache(base._get_np_dtype)
+
+
+# A program makes thousands of tensors of a few types, and Triton checks and describes each anew: a third of its time.
+_make_block_type, _make_tensor = tl.block_type.__init__, tl.tensor.__init__
+_block_types: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+_tensors_of: dict[str, dict[str, Any]] = {}
+
+
+def _block_type(self: tl.block_type, element_ty: tl.dtype, shape: Iterable[int | tl.constexpr]) -> None:
+    key = element_ty.name, tuple([size if isinstance(size, int) else size.value for size in shape])
+    if key not in _block_types:
+        _make_block_type(self, element_ty, [*key[1]])
+        _block_types[key] = self.__dict__.copy()
+    self.__dict__.update(_block_types[key])
+
+
+def _tensor(self: tl.tensor, handle: TensorHandle, type: tl.dtype) -> None:
+    if type.name not in _tensors_of:
+        _make_tensor(self, handle, type)
+        _tensors_of[type.name] = self.__dict__.copy()
+    self.__dict__.update(_tensors_of[type.name], handle=handle)
+
+
 class _Builder(base.InterpreterBuilder):
     """Evaluates the language's operations; memory goes through the scheduler."""
 
@@ -191,6 +228,8 @@ class _Builder(base.InterpreterBuilder):
     @classmethod
     def over(cls, coroutines: Coroutines, memory: Memory, grid: int) -> _Builder:
         builder = cls()
+        # Eight operations after every integer one, whose verdict is for debug builds: half of a schedule's time.
+        builder.options = replace(builder.options, sanitize_overflow=False)
         builder.coroutines = coroutines
         builder.memory = memory
         builder.grid_dim = (grid, 1, 1)

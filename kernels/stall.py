@@ -14,9 +14,10 @@ counted on through all tiles, LSTM bf16 768 takes 1,155 issue cycles a step on s
 from __future__ import annotations
 
 import math
-import os
 
 import torch
+
+from .setting import from_environment
 
 ENVIRONMENT_VARIABLE = "HOLDFAST_STALL_SECONDS"
 DEFAULT_SECONDS = 20.0
@@ -49,7 +50,7 @@ def limit_of(seconds: str) -> int:
     return math.ceil(wanted * 1e9 / 1024 / 16) * 16
 
 
-WAIT_LIMIT = limit_of(os.environ.get(ENVIRONMENT_VARIABLE, str(DEFAULT_SECONDS)))
+WAIT_LIMIT = from_environment(ENVIRONMENT_VARIABLE, str(DEFAULT_SECONDS), limit_of)
 
 _words: dict[torch.device, torch.Tensor] = {}
 

@@ -37,7 +37,7 @@ def mark_the_rest(items: Sequence[pytest.Item]) -> None:
     """Mark `thorough` what a sampled test's covering sample leaves out."""
     tests: dict[tuple[object, str], list[pytest.Function]] = defaultdict(list)
     for item in items:
-        elsewhere = {"gpu", "slow"} & set(item.keywords)
+        elsewhere = {"gpu", "slow", "thorough"} & set(item.keywords)
         if isinstance(item, pytest.Function) and item.get_closest_marker("sampled") and not elsewhere:
             tests[item.parent, item.originalname].append(item)
     for cases in tests.values():

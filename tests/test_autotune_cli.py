@@ -221,7 +221,7 @@ def test_the_budget_is_shared():
 
 
 def test_the_atlas_is_written_as_table_and_picture(tmp_path):
-    result = invoke("atlas", "--gpu", "h100", "--gpu", "l4", "--out", tmp_path / "atlas")
+    result = invoke("atlas", "--gpu", "h100", "--gpu", "l4", "--gpu", "h100", "--out", tmp_path / "atlas")
     assert result.exit_code == 0, result.output
     assert "LSTM" in result.output
     table = pd.read_csv(tmp_path / "atlas" / "atlas.csv")

@@ -15,13 +15,16 @@ import pytest
 import torch
 from guards import BAND, GuardBandError, guarded, inside_bands
 
+import holdfast
+from holdfast.autotune.pin import kernels_where_they_can, pinned
 from holdfast.bench.check.features import draw_call, errors_of
 from holdfast.bench.check.layer import Case, Layer
 from holdfast.bench.check.run import REGIMES
 from holdfast.kernels import launch
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
-from holdfast.kernels.interpreter import OutOfBoundsError, interpret
+from holdfast.kernels.executor import executing_on
+from holdfast.kernels.interpreter import Interpreter, OutOfBoundsError, interpret
 from holdfast.kernels.layer import forward_layer
 
 CPU = torch.device("cpu")
@@ -93,19 +96,63 @@ def test_all_sizes_up_to_two_tiles_stay_inside(cell, regime):
         walk(cell, regime, T, B, H, pick)
 
 
-def walk(cell, regime, T, B, H, pick):
-    split = pick.choice([1, 2]) if regime != "single_cta" else 1
+def tiles_of_two_rows(regime, H, split):
     if regime == "single_cta":
         block = 1 << (H - 1).bit_length()
-        config = Config("single_cta", 2, block, block)
-    else:
-        config = Config("cooperative", 2, 4, 8, exchange=regime.split("/")[1], SPLIT_K=split)
+        return Config("single_cta", 2, block, block)
+    return Config("cooperative", 2, 4, 8, exchange=regime.split("/")[1], SPLIT_K=split)
+
+
+def walk(cell, regime, T, B, H, pick):
+    config = tiles_of_two_rows(regime, H, pick.choice([1, 2]))
     case = Case(cell, regime, torch.float32, H, B, T, directions=pick.choice([1, 2]))
     layer = Layer(case, seed=T * 100 + B * 10 + H)
     with pytest.MonkeyPatch.context() as patch, interpret(seed=H, resident_programs=8), guarded():
         patch.setattr(Case, "config", config)
         found = results(case, layer, CPU)
     assert all(tensor.isfinite().all() for tensor in found), (case, config)
+
+
+def every_lengths():
+    """All lengths of at most three rows of at most three steps, none included, and which of them can be packed."""
+    for T, B in itertools.product(range(1, 4), range(1, 4)):
+        for lengths in itertools.product(range(T + 1), repeat=B):
+            yield T, lengths, False
+            if lengths[0] == T and lengths[-1] > 0 and list(lengths) == sorted(lengths, reverse=True):
+                yield T, lengths, True
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_some_lengths_stay_inside(regime):
+    for T, lengths, packed in random.Random(17).sample(list(every_lengths()), 3):
+        walk_lengths(regime, T, lengths, packed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_all_lengths_of_three_rows_and_steps_stay_inside(regime):
+    for T, lengths, packed in every_lengths():
+        walk_lengths(regime, T, lengths, packed)
+
+
+def walk_lengths(regime, T, lengths, packed):
+    """A GRU in both directions, padded or packed, forwards and backwards, of a tile and a part of one along each axis:
+    accesses lie as in any other cell."""
+    torch.manual_seed(T)
+    gru = holdfast.GRU(3, 5, bidirectional=True)
+    x = torch.randn(T, len(lengths), 3, requires_grad=True)
+    config = tiles_of_two_rows(regime, 5, 1 + sum(lengths) % 2)
+    executor = Interpreter(seed=sum(lengths), resident_programs=8)
+    with executing_on(executor), guarded(), kernels_where_they_can(), pinned(config):
+        if packed:
+            y = gru(torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths)))[0].data
+        else:
+            y, _ = gru(x, lengths=torch.tensor(lengths))
+        y.sum().backward()
+    assert executor.launches == 2
+    found = [y, x.grad, *(weight.grad for weight in gru.parameters())]
+    assert all(tensor.isfinite().all() for tensor in found), (T, lengths, packed, config)
 
 
 @pytest.mark.sampled(1)

@@ -455,6 +455,10 @@ def test_a_nan_fails_every_ordered_comparison_and_passes_every_unordered_one(kin
         expected = np.array([compare(x, y) for x, y in pairs])
         assert (run(f"setp.{name}.{kind}", a, b) == (expected & ~nan)).all()
         assert (run(f"setp.{name}u.{kind}", a, b) == (expected | nan)).all()
+        if kind != "f32":  # two numbers at once, and a predicate for each half
+            low, high = run(f"setp.{name}.{kind}x2|", a.view(np.uint32), b.view(np.uint32))
+            assert (low == (expected & ~nan)[0::2]).all()
+            assert (high == (expected & ~nan)[1::2]).all()
     assert (run(f"setp.nan.{kind}", a, b) == nan).all()
     assert (run(f"setp.num.{kind}", a, b) == ~nan).all()
 

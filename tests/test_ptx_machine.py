@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -396,9 +398,46 @@ def test_a_program_may_be_kept_from_starting():
 @pytest.mark.parametrize("body", ["add.s32 %r2, %r2, 1;", "ld.global.b32 %r2, [%rd0];"])
 def test_an_endless_loop_is_reported(body, monkeypatch):
     monkeypatch.setattr(machine, "MOST_STEPS", 1000)
-    monkeypatch.setattr(machine, "MOST_TURNS", 1000)
     with pytest.raises(EndlessError, match=r"kernel\.py:7"):
-        run(f"AGAIN:\n{body}\nbra AGAIN;", [ints(1)])
+        run(f"AGAIN:\n{body}\nbra AGAIN;", [ints(1)], most_turns=1000)
+
+
+def test_programs_that_answer_each_other_for_ever_end_at_the_limit_of_turns():
+    """Something changes in every turn, so that nobody sleeps; the report says where each warp of each program is."""
+    body = "AGAIN:\natom.relaxed.gpu.global.add.u32 %r2, [%rd0], 1;\nbra AGAIN;"
+    with pytest.raises(DeadlockError, match="600 turns without an end") as caught:
+        run(body, [ints(1)], grid=3, num_warps=2, most_turns=200)
+    for program in range(3):
+        places = re.findall(rf"PTX line \d+, kernel\.py:7, program {program} warps ([\d, ]+)", str(caught.value))
+        assert sorted(", ".join(places).split(", ")) == ["0", "1"]
+
+
+def test_who_waits_for_the_other_way_of_a_branch_is_named_too():
+    """Of three warps one polls for ever, one has come to where they meet, and one is to walk its way yet."""
+    body = """
+    setp.ge.s32 %p1, %r0, 64;
+    @%p1 bra MEET;
+    setp.ge.s32 %p2, %r0, 32;
+    @%p2 bra OTHER;
+    AGAIN:
+    ld.relaxed.gpu.global.b32 %r2, [%rd0];
+    setp.eq.s32 %p3, %r2, 0;
+    @%p3 bra AGAIN;
+    bra MEET;
+    OTHER:
+    add.s32 %r3, %r3, 1;
+    MEET:
+    bar.sync 0;"""
+    text = text_of(body, 1, 3).split("\n")
+    with pytest.raises(DeadlockError) as caught:
+        run(body, [ints(1)], num_warps=3)
+    said = {}
+    for line, warps in re.findall(r"line (\d+), kernel\.py:7, program 0 warps ([\d, ]+)", str(caught.value)):
+        said |= dict.fromkeys(warps.split(", "), text[int(line) - 1])
+    assert sorted(said) == ["0", "1", "2"]
+    assert "ld.relaxed" in said["0"]
+    assert "add.s32" in said["1"] or "bar.sync" in said["1"]
+    assert "bar.sync" in said["2"]
 
 
 def test_the_same_seed_gives_the_same_schedule():

@@ -7,12 +7,16 @@ import ast
 import json
 import os
 import re
+import runpy
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import holdfast
@@ -21,10 +25,10 @@ from holdfast.autotune.files import gpu_folder, replace_file, user_cache
 from holdfast.autotune.identity import fingerprint, key_of
 from holdfast.autotune.store import LARGEST, Entry, EntryError, Store, Timing, from_json, sealed, to_json
 from holdfast.bench.cli import app
+from holdfast.kernels import setting
 from holdfast.kernels.config import Config
 from holdfast.kernels.problem import Problem
 from holdfast.kernels.resources import H100
-from holdfast.kernels.setting import Setting
 
 ROOT = Path(holdfast.__file__).parent
 SOURCES = [
@@ -119,20 +123,76 @@ def test_every_environment_variable_is_known_and_documented():
     named = set()
     for path in SOURCES:
         named |= set(re.findall(r"\bHOLDFAST_[A-Z_]+", path.read_text(encoding="utf-8")))
-    names = ("BACKEND", "AUTOTUNE", "FIRST_USE", "CACHE", "STALL_SECONDS")
-    assert named == {f"HOLDFAST_{name}" for name in names}
+    assert named == set(setting.VARIABLES)
     pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*/README.md"))
     pages += (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(name in pages for name in named)
 
 
-@pytest.mark.parametrize("setting", [holdfast.backend, holdfast.first_use, mode])
+@pytest.mark.parametrize("choice", [holdfast.backend, holdfast.first_use, mode])
 @pytest.mark.parametrize("value", ["", "yes", "AUTO", "auto ", "\n"])
-def test_a_bad_setting_names_the_variable_what_was_expected_and_what_came(setting, value, monkeypatch):
+def test_a_bad_setting_names_the_variable_what_was_expected_and_what_came(choice, value, monkeypatch):
+    monkeypatch.setattr(setting, "_wrong", [])
     monkeypatch.setenv("HOLDFAST_PROBE", value)
+    options = {"names": choice.names, "variable": "HOLDFAST_PROBE", "default": choice.names[0]}
+    type("probe", (setting.Setting,), {}, title="probe", **options)
     with pytest.raises(ValueError, match="environment variable HOLDFAST_PROBE should be one of ") as raised:
-        type("probe", (Setting,), {}, title="probe", names=setting.names, variable="HOLDFAST_PROBE", default="auto")
-    assert all(repr(name) in str(raised.value) for name in (*setting.names, value))
+        setting.check_environment()
+    assert all(repr(name) in str(raised.value) for name in (*choice.names, value))
+
+
+START = "import sys; sys.argv[0] = 'holdfast'; from holdfast.bench.cli import main; main()"
+"""What the console script does."""
+
+
+@pytest.mark.parametrize("how", [["-m", "holdfast", "info"], ["-c", START, "info"]], ids=["module", "script"])
+def test_a_bad_setting_ends_a_command_in_a_message(how):
+    bad = {"HOLDFAST_BACKEND": "trition", "HOLDFAST_STALL_SECONDS": "soon"}
+    found = subprocess.run([sys.executable, *how], capture_output=True, text=True, env=os.environ | bad, check=False)
+    assert found.returncode == 2
+    assert found.stderr.splitlines() == [
+        "holdfast: environment variable HOLDFAST_BACKEND should be one of 'auto', 'triton', 'eager', got 'trition'; "
+        "environment variable HOLDFAST_STALL_SECONDS should be a number of seconds above 0, at most 2000, got 'soon'",
+        "Give it such a value, or unset it.",
+    ]
+
+
+@pytest.fixture
+def bad_setting(monkeypatch):
+    monkeypatch.setattr(setting, "_wrong", ["environment variable HOLDFAST_PROBE should be a probe"])
+
+
+COMMANDS = [["bench", name] for name in typer.main.get_command(app).commands["bench"].commands]
+COMMANDS += [[name] for name in typer.main.get_command(app).commands if name != "bench"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids="-".join)
+def test_every_command_says_so(command, bad_setting):
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert result.output.startswith("holdfast: environment variable HOLDFAST_PROBE should be a probe\nGive it")
+
+
+MODULES_THAT_RUN = [path for path in SOURCES if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+MODULES_THAT_RUN.remove(ROOT / "autotune" / "on_miss.py")  # run by a process that has imported holdfast
+
+
+@pytest.mark.parametrize("path", MODULES_THAT_RUN, ids=lambda path: path.parent.name + "." + path.stem)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_every_module_that_runs_says_so(path, bad_setting, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit) as raised:
+        runpy.run_module(".".join(["holdfast", *path.relative_to(ROOT).with_suffix("").parts]), run_name="__main__")
+    assert raised.value.code == 2
+    assert "environment variable HOLDFAST_PROBE should be a probe" in capsys.readouterr().err
+
+
+def test_a_misspelt_name_is_warned_of(monkeypatch):
+    monkeypatch.setenv("HOLDFAST_BACKENDS", "eager")
+    monkeypatch.setenv("HOLDFAST_DATA", "of somebody else's")
+    with pytest.warns(UserWarning, match="HOLDFAST_BACKENDS is not read: HOLDFAST_BACKEND is$") as found:
+        setting.check_environment()
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("value", ["a file", "~nobody-of-this-name/x"])

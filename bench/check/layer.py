@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -27,6 +27,9 @@ _TORCH: dict[str, Any] = {
     "gru": torch.nn.GRU,
     "lstm": torch.nn.LSTM,
 }
+
+
+_ByTorch: TypeAlias = "Callable[[Layer, torch.dtype], dict[str, torch.Tensor]]"
 
 
 @dataclass(frozen=True)
@@ -177,11 +180,15 @@ class Layer:
 
     def gradients(self, device: torch.device, keep: Keep) -> dict[str, torch.Tensor]:
         """Gradients of every parameter, x and the initial states from the kernels, for `self.loss_weights`."""
+        return self.training(device, keep)[1]
+
+    def training(self, device: torch.device, keep: Keep) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """`torch_outputs` and `torch_gradients` from the kernels, forwards and backwards once."""
         case = self.case
         weights, x = self.weights(device), self.x.to(device)
         initial = [s.to(device) for s in self.hx] if case.initial else None
         options: dict[str, Any] = {"batch_first": case.batch_first, "reverse": case.reverse}
-        y, _, residuals = forward_layer(case.problem, case.config, x, weights, initial, keep=keep, **options)
+        y, states, residuals = forward_layer(case.problem, case.config, x, weights, initial, keep=keep, **options)
         dy, *d_final = (t.to(device) for t in self.loss_weights())
         dy = dy.transpose(0, 1) if case.batch_first else dy
         backward = replace(case.problem, phase="backward")
@@ -192,13 +199,17 @@ class Layer:
             named |= {name + suffix: g for name, g in zip(names, of_direction, strict=True) if g is not None}
         if case.initial:
             named |= {f"hx[{index}]": g for index, g in enumerate(found.initial)}
-        return {name: g.cpu() for name, g in named.items() if g is not None}
+        outputs = self.named_outputs((y.transpose(0, 1) if case.batch_first else y, *states))
+        return outputs, {name: g.cpu() for name, g in named.items() if g is not None}
 
     def torch_outputs(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """`torch_nn` by name."""
-        results = self.torch_nn(dtype)
+        return self.named_outputs(self.torch_nn(dtype))
+
+    def named_outputs(self, results: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """y, h_n and so on by these names."""
         names = ("y", *(f"{name}_n" for name in reference_of(self.case.cell).state_names))
-        return dict(zip(names, results, strict=True))
+        return {name: result.cpu() for name, result in zip(names, results, strict=True)}
 
     def torch_gradients(self, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
         """The same from torch.nn on the CPU in `dtype`."""
@@ -221,22 +232,32 @@ class Layer:
         return [torch.randn(shape, generator=generator).to(case.dtype) for shape in shapes]
 
 
-def check_gradients(case: Case, device: torch.device, seed: int, keep: Keep) -> Errors:
-    """The worst errors over all gradients of one case."""
-    layer = Layer(case, seed, away_from_kinks=case.cell == "rnn_relu")
-    ours, torchs, reference = layer.gradients(device, keep), layer.torch_gradients(case.like), layer.torch_gradients()
-    assert ours.keys() == reference.keys()
-    elsewhere = max((_torch_error(other.torch_gradients, case) for other in _other_draws(layer, seed)), default=0.0)
-    named = [[found[name] for name in reference] for found in (ours, torchs, reference)]
-    return worst(compare_all(named[0], named[1], named[2], case.like, elsewhere))
-
-
 def check_case(case: Case, device: torch.device, seed: int) -> Errors:
     """The worst errors over y and the final states of one case."""
     layer = Layer(case, seed)
-    elsewhere = max((_torch_error(other.torch_outputs, case) for other in _other_draws(layer, seed)), default=0.0)
-    ours, torchs, reference = layer.kernels(device), layer.torch_nn(case.like), layer.torch_nn(torch.float64)
-    return worst(compare_all(ours, torchs, reference, case.like, elsewhere))
+    return _errors(layer, seed, layer.named_outputs(layer.kernels(device)), Layer.torch_outputs)
+
+
+def check_training(case: Case, device: torch.device, seed: int, keep: Keep) -> tuple[Errors, Errors]:
+    """The worst errors over y and the final states, and over all gradients, from one pass of training."""
+    layer = Layer(case, seed, away_from_kinks=case.cell == "rnn_relu")
+    outputs, gradients = layer.training(device, keep)
+    return _errors(layer, seed, outputs, Layer.torch_outputs), _errors(layer, seed, gradients, Layer.torch_gradients)
+
+
+def check_gradients(case: Case, device: torch.device, seed: int, keep: Keep) -> Errors:
+    """The worst errors over all gradients of one case."""
+    layer = Layer(case, seed, away_from_kinks=case.cell == "rnn_relu")
+    return _errors(layer, seed, layer.gradients(device, keep), Layer.torch_gradients)
+
+
+def _errors(layer: Layer, seed: int, ours: dict[str, torch.Tensor], by_torch: _ByTorch) -> Errors:
+    like = layer.case.like
+    torchs, reference = by_torch(layer, like), by_torch(layer, torch.float64)
+    assert ours.keys() == reference.keys()
+    elsewhere = max((_torch_error(other, by_torch) for other in _other_draws(layer, seed)), default=0.0)
+    named = [[found[name] for name in reference] for found in (ours, torchs, reference)]
+    return worst(compare_all(named[0], named[1], named[2], like, elsewhere))
 
 
 def _other_draws(layer: Layer, seed: int) -> Iterator[Layer]:
@@ -246,5 +267,6 @@ def _other_draws(layer: Layer, seed: int) -> Iterator[Layer]:
         yield from (layer.neighbour(1000 * seed + draw) for draw in range(16))
 
 
-def _torch_error(results: Callable[[torch.dtype], dict[str, torch.Tensor]], case: Case) -> float:
-    return relative_error([*results(case.like).values()], [*results(torch.float64).values()])
+def _torch_error(layer: Layer, by_torch: _ByTorch) -> float:
+    results = [[*by_torch(layer, dtype).values()] for dtype in (layer.case.like, torch.float64)]
+    return relative_error(*results)

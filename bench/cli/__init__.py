@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..failing import check_settings
 from .bench import bench
 from .commands import atlas, check, compile_report, demo, explain, info
 from .tune import tune
@@ -50,4 +51,4 @@ def common(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    check_settings()

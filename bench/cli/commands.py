@@ -167,7 +167,7 @@ def atlas(
     from ..output.compile_report import compiling_bar
     from ..output.tables import print_table
 
-    gpus = [getattr(resources, GPUS[name]) for name in gpu or GPUS]
+    gpus = [getattr(resources, GPUS[name]) for name in dict.fromkeys(gpu or GPUS)]
     table = build_atlas(gpus, batch)
     if compile_too:
         with compiling_bar() as advance:

@@ -23,6 +23,7 @@ import typer
 
 from ...kernels.interpreter import interpret
 from ...kernels.resources import H200
+from ..failing import check_settings
 from .steps import STEPS, Row, Where
 
 
@@ -43,6 +44,7 @@ def main(
     step: Annotated[str, typer.Option(hidden=True, help="The step that this process is for.")] = "",
 ) -> None:
     """Look at everything once, in order of worth. Example: python -m holdfast.bench.first_light --out light"""
+    check_settings()
     unknown = [name for name in only.split(",") if name not in STEPS]
     if unknown:
         raise typer.BadParameter(f"--only should name steps of {', '.join(STEPS)}, got {', '.join(unknown)}")

@@ -14,6 +14,7 @@ from ...autotune.faster import Asked, first_length
 from ...kernels.config import Config
 from ...kernels.problem import Precision, Problem
 from ...kernels.resources import H100, DeviceLimits
+from ..failing import check_settings
 
 MODULES = {"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm"}
 KINDS: dict[str, tuple[torch.dtype, Precision]] = {
@@ -48,4 +49,5 @@ def _sizes(cell: str, dtype: torch.dtype, precision: Precision, hidden: int, lim
 
 
 if __name__ == "__main__":
+    check_settings()
     print("\n".join(table()))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..failing import fail, make_folder
+from ..failing import check_settings, fail, make_folder
 
 
 def main(
@@ -20,6 +20,7 @@ def main(
     report: Annotated[bool, typer.Option("--report", help="Only make the report anew from the CSV files.")] = False,
 ) -> None:
     """Compare RNN, GRU and LSTM on real sequence tasks."""
+    check_settings()
     make_folder(out)
     from .report import write_report
     from .run import run_tasks

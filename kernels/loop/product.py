@@ -50,6 +50,7 @@ def product(
     operand,  # and `missing`: as `await_operand` returns them
     missing,
     sent,  # Sent: all units of the operand, and the columns of this program's part; not looked at by a team of one
+    step,  # how many steps those who share it are known to have handed on
     turn,  # how many products the team has had before
     expected,  # arrivals before its parts are there ("barrier")
     limit,
@@ -62,14 +63,14 @@ def product(
     if LOOP.EXCHANGE == "registers":
         return _product_of_own(weights, operand, 0, 1, LOOP), limit
     else:
-        return _shared_product(weights, operand, missing, sent, turn, expected, limit, me, team, LOOP)
+        return _shared_product(weights, operand, missing, sent, step, turn, expected, limit, me, team, LOOP)
 
 
 @triton.jit
-def _shared_product(weights, operand, missing, sent, turn, expected, limit, me, team, LOOP: tl.constexpr):
+def _shared_product(weights, operand, missing, sent, step, turn, expected, limit, me, team, LOOP: tl.constexpr):
     found, limit = gathered_product(weights, operand, missing, sent, limit, team, LOOP)
     if LOOP.SPLIT_K > 1:
-        found, limit = sum_of_parts(found, me.number % LOOP.SPLIT_K, turn, expected, limit, sent.step, team, LOOP)
+        found, limit = sum_of_parts(found, me.number % LOOP.SPLIT_K, turn, expected, limit, step, team, LOOP)
     return found, limit
 
 
@@ -114,4 +115,4 @@ def product_backwards(
         return _product_of_own(weights, operand, FIRST, COUNT, LOOP), limit
     else:
         expected = (turn + 1) * arrivals_of_product(LOOP)
-        return _shared_product(weights, operand, missing, sent, turn, expected, limit, me, team, LOOP)
+        return _shared_product(weights, operand, missing, sent, sent.step, turn, expected, limit, me, team, LOOP)

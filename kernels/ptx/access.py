@@ -184,7 +184,7 @@ def _store(decoder: Decoder, one: Instruction) -> Step:
         # A store behind a fence is a release too: whoever sees its value must see what the fence covers.
         lands = access.releases or (access.strong and memory.clocks.any_fenced(warps))
         memory.store(program.index, of_elements, offsets, values, access.strong, lands)
-        if access.strong:
+        if access.strong and (access.releases or memory.clocks.any_left()):
             for warp, place in zip(of_elements.tolist(), offsets.tolist(), strict=True):
                 memory.clocks.strong_store(warp, place, access.releases, modifies=False)
         return Signal.TURN

@@ -40,6 +40,10 @@ class Clocks:
     def any_fenced(self, warps: Warps) -> bool:
         return bool(self._fenced) and any(warp in self._fenced for warp in warps.tolist())
 
+    def any_left(self) -> bool:
+        """Whether a plain strong store may change what a release left, or releases itself."""
+        return bool(self.left or self._fenced)
+
     def strong_load(self, warp: int, address: int, acquires: bool) -> None:
         if address not in self.left:
             return

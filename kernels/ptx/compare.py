@@ -74,6 +74,16 @@ def _combining_both(compare: Run, combine: Run) -> Run:
     return run
 
 
+def _in_halves(compare: Run) -> Run:
+    """Of each half by itself, the lower one first."""
+
+    def run(a: Bits, b: Bits) -> tuple[Predicate, Predicate]:
+        found = compare(a.view(np.uint16), b.view(np.uint16))
+        return np.ascontiguousarray(found[..., 0::2]), np.ascontiguousarray(found[..., 1::2])
+
+    return run
+
+
 def _comparisons(kind: str) -> dict[str, Run]:
     if kind in FORMATS:
         return _FLOATING
@@ -83,7 +93,7 @@ def _comparisons(kind: str) -> dict[str, Run]:
 
 
 COMPARE: dict[str, Operation] = {}
-"""With "|" after the opcode for `setp.lt.s32 p|q, a, b`, which gives the negation too."""
+"""With "|" after the opcode for `setp.lt.s32 p|q, a, b`, which gives the negation too, or the upper half's result."""
 for _kind in [*(f"{letter}{width}" for letter in "bus" for width in (16, 32, 64)), *FORMATS]:
     for _name, _run in _comparisons(_kind).items():
         _compare = _reading(_run, _kind)
@@ -93,3 +103,5 @@ for _kind in [*(f"{letter}{width}" for letter in "bus" for width in (16, 32, 64)
             _three, _opcode = [_kind, _kind, "pred"], f"setp.{_name}.{_word}.{_kind}"
             COMPARE[_opcode] = operation(_combining(_compare, _combine), _three)
             COMPARE[f"{_opcode}|"] = operation(_combining_both(_compare, _combine), _three)
+        if _kind in ("f16", "bf16"):
+            COMPARE[f"setp.{_name}.{_kind}x2|"] = operation(_in_halves(_compare), ["b32"] * 2)

@@ -37,8 +37,8 @@ class AsynchronousError(RuntimeError):
     """Registers of a wgmma are touched before it was waited for, or without a fence after they were."""
 
 
-class EndlessError(RuntimeError):
-    """A program runs on and on without waiting for anybody."""
+class EndlessError(DeadlockError):
+    """Programs run on and on: one by itself, or several that wait for each other and never come to an end."""
 
 
 REPORTED = (

@@ -20,21 +20,19 @@ Index = npt.NDArray[np.int64]
 
 
 class Fragment(NamedTuple):
-    """rows, columns: of the element in [register, part of the register, lane]."""
+    """rows, columns: of the element in [register, part of the register, lane]. shape: of the matrix."""
 
     rows: Index
     columns: Index
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return int(self.rows.max()) + 1, int(self.columns.max()) + 1
+    shape: tuple[int, int]
 
 
 def _fragment(tiles: list[tuple[int, int]], parts: int) -> Fragment:
     """tiles: row and column of the first element of each register's tile, which is 8 x (4 * parts)."""
     inside = parts * _COLUMN + np.arange(parts)[:, None]
-    rows = [np.broadcast_to(_ROW + row, inside.shape) for row, _ in tiles]
-    return Fragment(np.array(rows), np.array([inside + column for _, column in tiles]))
+    rows = np.array([np.broadcast_to(_ROW + row, inside.shape) for row, _ in tiles])
+    columns = np.array([inside + column for _, column in tiles])
+    return Fragment(rows, columns, (int(rows.max()) + 1, int(columns.max()) + 1))
 
 
 @cache
@@ -54,7 +52,7 @@ def accumulators(n: int) -> Fragment:
     """C and D of 16 x n in float32: two columns side by side in two registers."""
     pair = _fragment([(row, column) for column in range(0, n, 8) for row in (0, 8)], 2)
     shape = (-1, 1, 32)
-    return Fragment(pair.rows.reshape(shape), pair.columns.reshape(shape))
+    return Fragment(pair.rows.reshape(shape), pair.columns.reshape(shape), pair.shape)
 
 
 def gather(fragment: Fragment, registers: tuple[Bits, ...]) -> Bits:

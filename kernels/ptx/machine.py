@@ -17,7 +17,7 @@ from .decode import Decoder, Signal
 from .errors import REPORTED, DeadlockError, EndlessError
 from .memory import GlobalMemory
 from .parse import parse
-from .program import Group, Program
+from .program import Group, Lanes, Program
 from .shared import SharedMemory
 
 TURN_NS = 1000
@@ -26,8 +26,8 @@ STALLED_TURN_NS = 100_000
 """The same once everybody waits in vain and only the limit of the wait can end it."""
 MOST_STEPS = 1_000_000
 """Instructions of one turn."""
-MOST_TURNS = 10_000_000
-"""Of a launch."""
+MOST_TURNS = 100_000
+"""Of a launch, for each of its programs: a minute or so. Layers of a few steps take hundreds."""
 
 
 class Kernel:
@@ -59,12 +59,14 @@ class Behaviour:
     stalled:           programs that never start.
     raise_on_deadlock: False lets programs that wait in vain run into their limit, as on a GPU.
     report_races:      False lets races happen, with the numbers that a GPU might read.
+    most_turns:        of a launch, for each of its programs; one more is an EndlessError.
     """
 
     seed: int = 0
     stalled: Collection[int] = ()
     raise_on_deadlock: bool = True
     report_races: bool = True
+    most_turns: int = MOST_TURNS
 
 
 class Machine:
@@ -101,6 +103,7 @@ class Machine:
             if index not in behaviour.stalled:
                 self._start(index, grid)
         self.asleep: list[Group] = []
+        self.most_turns = behaviour.most_turns * grid
 
     def _start(self, index: int, grid: int) -> None:
         kernel, warps = self.kernel, self.kernel.num_warps
@@ -138,15 +141,14 @@ class Machine:
         with np.errstate(all="ignore"):
             while self.ready or self.asleep:
                 self._turn()
-        for program in self.programs:
-            for group in itertools.chain(*program.waiting.values()):
-                raise DeadlockError(f"a barrier that not all come to: {self._place(group, group.at - 1)}")
+        if any(any(program.waiting.values()) for program in self.programs):
+            raise DeadlockError(f"a barrier that not all come to: {self._everybody()}")
         self.memory.finish()
 
     def _turn(self) -> None:
         self.turns += 1
-        if self.turns > MOST_TURNS:
-            raise EndlessError(f"{MOST_TURNS} turns without an end, {self._place((self.ready or self.asleep)[0])}")
+        if self.turns > self.most_turns:
+            raise EndlessError(f"{self.most_turns} turns without an end: {self._everybody()}")
         self.now += STALLED_TURN_NS if self.memory.free_running else TURN_NS
         self.memory.land_some()
         if self.memory.version != self.seen_version:
@@ -182,9 +184,7 @@ class Machine:
         if self.memory.any_pending():
             return
         if self.behaviour.raise_on_deadlock:
-            raise DeadlockError(
-                "everybody waits for memory that nobody will write: " + "; ".join(map(self._place, self.asleep[:4]))
-            )
+            raise DeadlockError(f"everybody waits for memory that nobody will write: {self._everybody()}")
         self.memory.free_running = True
         self.ready, self.asleep = self.asleep, []
 
@@ -202,10 +202,19 @@ class Machine:
                     return signal
         except REPORTED as error:
             group.at = at
-            raise type(error)(f"{error} ({self._place(group)})") from error
-        raise EndlessError(f"{MOST_STEPS} instructions without an end, {self._place(group)}")
+            raise type(error)(f"{error} ({self._place(group, at, group.lanes)})") from error
+        raise EndlessError(f"{MOST_STEPS} instructions without an end, {self._place(group, at, group.lanes)}")
 
-    def _place(self, group: Group, at: int | None = None) -> str:
-        one = self.kernel.code.instructions[group.at if at is None else at]
-        warps = ", ".join(map(str, group.warps))
+    def _everybody(self) -> str:
+        """Where each warp is that has not ended."""
+        at_barriers = itertools.chain(*(groups for program in self.programs for groups in program.waiting.values()))
+        # A group that waits at a barrier goes on behind it.
+        groups = [(group, group.at) for group in self.ready + self.asleep] + [(g, g.at - 1) for g in at_barriers]
+        return "; ".join(
+            sorted(self._place(group, *way) for group, at in groups for way in [(at, group.lanes), *group.elsewhere()])
+        )
+
+    def _place(self, group: Group, at: int, lanes: Lanes) -> str:
+        one = self.kernel.code.instructions[at]
+        warps = ", ".join(map(str, np.flatnonzero(lanes.any(1))))
         return f"{one.opcode}, PTX line {one.line}, {one.source}, program {group.program.index} warps {warps}"

@@ -34,16 +34,13 @@ class Pending:
 
     def __init__(self, offsets: Ints, values: Any, warps: Ints, clocks: Ints) -> None:
         self.offsets, self.values, self.warps, self.clocks = offsets, values, warps, clocks
+        self.left, self.count = np.ones(offsets.size, bool), offsets.size
 
-    def split(self, mask: npt.NDArray[np.bool_]) -> Pending:
-        """Takes the elements of the mask out."""
-        taken = Pending(self.offsets[mask], self.values[mask], self.warps[mask], self.clocks[mask])
-        self.offsets, self.values, self.warps, self.clocks = (
-            self.offsets[~mask],
-            self.values[~mask],
-            self.warps[~mask],
-            self.clocks[~mask],
-        )
+    def take(self, mask: npt.NDArray[np.bool_]) -> Ints:
+        """Which elements of the mask are left; they are left no longer."""
+        taken = np.flatnonzero(mask & self.left)
+        self.left[taken] = False
+        self.count -= taken.size
         return taken
 
 
@@ -158,7 +155,7 @@ class GlobalMemory:
         self.size[granules] = size if strong else -size
         stores = Pending(offsets, values, warps, self.clocks.seen[warps, warps])
         if lands:
-            self._land(view, stores)
+            self._land(view, stores, stores.left)
             return
         view.l1.view(BITS[size])[places] = values
         view.pending[granules] = True
@@ -172,9 +169,7 @@ class GlobalMemory:
         seen = self.clocks.seen[warp]
         for view in self.views:
             for stores in view.stores:
-                covered = seen[stores.warps] >= stores.clocks
-                if covered.any():
-                    self._land(view, stores.split(covered))
+                self._land(view, stores, seen[stores.warps] >= stores.clocks)
             self._forget_empty(view)
 
     def land_some(self) -> None:
@@ -182,16 +177,14 @@ class GlobalMemory:
         for view in self.views:
             if view.stores and self.random.random() < 0.5:
                 stores = self.random.choice(view.stores)
-                bits = self.random.getrandbits(stores.offsets.size)
-                mask = np.array([bits >> place & 1 for place in range(stores.offsets.size)], bool)
-                if mask.any():
-                    self._land(view, stores.split(mask))
+                bits = np.frombuffer(self.random.randbytes(-(-stores.offsets.size // 8)), np.uint8)
+                self._land(view, stores, np.unpackbits(bits, count=stores.offsets.size).view(bool))
                 self._forget_empty(view)
 
     def land_all(self, program: int) -> None:
         view = self.views[program]
         for stores in view.stores:
-            self._land(view, stores)
+            self._land(view, stores, stores.left)
         view.stores.clear()
 
     def any_pending(self) -> bool:
@@ -225,11 +218,11 @@ class GlobalMemory:
 
     def _report(self, what: str, size: int, strong: bool, stored: npt.NDArray[Any], writers: Ints) -> None:
         """Of accesses that meet a store and nothing orders the two."""
-        word = "strong" if strong else "weak"
-        for other, writer in zip(stored.tolist(), writers.tolist(), strict=True):
-            if strong and other == size:
-                continue
+        races = stored != size if strong else np.ones_like(stored, bool)
+        if races.any():
+            other, writer = int(stored[races][0]), int(writers[races][0])
             before = f"{'strong' if other > 0 else 'weak'} store of {abs(other)} bytes by warp {writer} of the grid"
+            word = "strong" if strong else "weak"
             raise RaceError(f"a {word} {what} of {size} bytes meets a {before}, and nothing orders the two")
 
     def _land_where(self, program: int, granules: Ints) -> None:
@@ -238,19 +231,21 @@ class GlobalMemory:
         wanted = np.zeros_like(view.pending)
         wanted[granules] = True
         for stores in view.stores:
-            mask = np.any(wanted[self._granules(stores.offsets, stores.values.itemsize)], axis=1)
-            if mask.any():
-                self._land(view, stores.split(mask))
+            self._land(view, stores, np.any(wanted[self._granules(stores.offsets, stores.values.itemsize)], axis=1))
         self._forget_empty(view)
 
-    def _land(self, view: View, stores: Pending) -> None:
-        size = stores.values.itemsize
-        places = stores.offsets // size
-        self.l2.view(BITS[size])[places] = stores.values
-        view.l1.view(BITS[size])[places] = stores.values
-        view.pending[self._granules(stores.offsets, size)] = False
+    def _land(self, view: View, stores: Pending, mask: npt.NDArray[np.bool_]) -> None:
+        """Those of the mask that have not before."""
+        taken = stores.take(mask)
+        if not taken.size:
+            return
+        offsets, values = stores.offsets[taken], stores.values[taken]
+        size = values.itemsize
+        self.l2.view(BITS[size])[offsets // size] = values
+        view.l1.view(BITS[size])[offsets // size] = values
+        view.pending[self._granules(offsets, size)] = False
         self.version += 1
-        self.changed[stores.offsets // SECTOR] = self.version
+        self.changed[offsets // SECTOR] = self.version
 
     def _forget_empty(self, view: View) -> None:
-        view.stores = [stores for stores in view.stores if stores.offsets.size]
+        view.stores = [stores for stores in view.stores if stores.count]

@@ -143,6 +143,16 @@ class Group:
         self.meets_at = self.meetings[-1].at if self.meetings else -1
         self.take(meeting.lanes)
 
+    def elsewhere(self) -> list[tuple[int, Lanes]]:
+        """Where the lanes are that a branch has parted from those that run: at its other way, or where all meet."""
+        found, named = [], self.lanes
+        for meeting in reversed(self.meetings):
+            for at, lanes in [*meeting.ways, (meeting.at, meeting.lanes)]:
+                if (rest := lanes & ~named).any():
+                    found.append((at, rest))
+                    named = named | rest
+        return found
+
     def end(self) -> bool:
         """The lanes here have ended; whether all of the group have."""
         for meeting in self.meetings:

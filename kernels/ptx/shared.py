@@ -79,17 +79,19 @@ class SharedMemory:
             known = self.written <= self.seen[warp, self.writer]
             self.fenced[known & (self.fenced[:, warp] == 0), warp] = self.seen[warp, warp]
 
-    def load_async(self, warp: int, offsets: Ints, size: int) -> tuple[Any, Ints]:
-        """What a wgmma of this warp reads, and what `async_done` takes back."""
-        granules = self._granules(offsets, size)
-        self._check_writers(np.full(len(granules), warp), granules, "reads asynchronously")
-        fenced = self.fenced[granules]
+    def granules_of(self, offsets: Ints, size: int) -> Ints:
+        """Each once."""
+        return np.unique(self._granules(offsets, size))
+
+    def load_async(self, warp: int, offsets: Ints, size: int, touched: Ints) -> Any:
+        """What a wgmma of this warp reads at these offsets. touched: their granules, which `async_done` takes back."""
+        self._check_writers(np.full(len(touched), warp), touched[:, None], "reads asynchronously")
+        fenced = self.fenced[touched]
         fenced_before = ((fenced > 0) & (fenced <= self.seen[warp])).any(-1)
-        if ((self.written[granules] > 0) & ~fenced_before).any():
+        if ((self.written[touched] > 0) & ~fenced_before).any():
             raise RaceError("a wgmma reads shared memory that was stored without a fence.proxy.async since")
-        touched = np.unique(granules)
         self.async_readers[touched] += 1
-        return self.bytes.view(BITS[size])[offsets // size], touched
+        return self.bytes.view(BITS[size])[offsets // size]
 
     def async_done(self, warp: int, granules: Ints) -> None:
         self.async_readers[granules] -= 1

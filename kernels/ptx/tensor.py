@@ -12,6 +12,7 @@ from .decode import Decoder, Group, Step, destination
 from .errors import AsynchronousError, DivergenceError, UnknownInstructionError
 from .matrix import LDMATRIX, STMATRIX
 from .parse import Immediate, Instruction, Memory, Operand, Register, Vector, parts_of
+from .shared import SharedMemory
 from .wgmma import WGMMA
 
 WARPS = 4
@@ -159,6 +160,21 @@ def _multiply(decoder: Decoder, one: Instruction) -> Step:
     a_transposed, b_transposed = ([0] * in_registers + transposed + [0, 0])[:2]
     vectors = frozenset(slots) | (frozenset(a_slots) if in_registers else frozenset())
 
+    read: dict[tuple[int, ...], list[tuple[Any, Any]]] = {}
+
+    def reads(shared: SharedMemory, *descriptors: int) -> list[tuple[Any, Any]]:
+        """Of each warp of the four the places of what it reads, its rows of A, if they are in memory, and then B; and
+        their granules. Descriptors come again with every step of a kernel."""
+        if descriptors not in read:
+            b_bytes = shape.b_bytes(descriptors[-1], bool(b_transposed))
+            offsets = [shared.locate(b_bytes.reshape(-1), shape.itemsize)] * WARPS
+            if not in_registers:
+                a_bytes = shape.a_bytes(descriptors[0], bool(a_transposed)).reshape(WARPS, -1)
+                rows = [shared.locate(own, shape.itemsize) for own in a_bytes]
+                offsets = [np.concatenate(pair) for pair in zip(rows, offsets, strict=True)]
+            read[descriptors] = [(own, shared.granules_of(own, shape.itemsize)) for own in offsets]
+        return read[descriptors]
+
     def multiply(group: Group) -> None:
         program, registers = group.program, group.registers
         state: Asynchronous = program.asynchronous
@@ -170,21 +186,17 @@ def _multiply(decoder: Decoder, one: Instruction) -> Step:
                 continue
             _check_fenced(state, warps, vectors, frozenset(slots))
             rows = slice(first, first + WARPS)
-            b_bytes = shape.b_bytes(_uniform(registers[b_slot], warps), bool(b_transposed))
-            b_offsets, a_offsets = program.shared.locate(b_bytes.reshape(-1), shape.itemsize), None
+            descriptors = [_uniform(registers[slot], warps) for slot in ([] if in_registers else a_slots) + [b_slot]]
+            places = reads(program.shared, *descriptors)
             if in_registers:
                 left = shape.a_registers(tuple(registers[slot][rows] for slot in a_slots))
             else:
-                a_bytes = shape.a_bytes(_uniform(registers[a_slots[0]], warps), bool(a_transposed))
-                a_offsets = program.shared.locate(a_bytes.reshape(-1), shape.itemsize)
                 left = np.empty((64, shape.k), f"u{shape.itemsize}")
             for warp in warps:
-                offsets, own = b_offsets, slice(16 * (warp - first), 16 * (warp - first) + 16)
-                if a_offsets is not None:
-                    offsets = np.concatenate([a_offsets.reshape(64, -1)[own].reshape(-1), offsets])
-                values, granules = program.shared.load_async(warp, offsets, shape.itemsize)
-                if a_offsets is not None:
-                    left[own] = values[: 16 * shape.k].reshape(16, -1)
+                offsets, granules = places[warp - first]
+                values = program.shared.load_async(warp, offsets, shape.itemsize, granules)
+                if not in_registers:
+                    left[16 * (warp - first) :][:16] = values[: 16 * shape.k].reshape(16, -1)
                 right = values[len(values) - shape.n * shape.k :].reshape(shape.n, shape.k)
                 state.open[warp].append((slots, granules))
                 state.busy[warp] |= set(slots)
