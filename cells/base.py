@@ -342,7 +342,7 @@ class RecurrentBase(nn.RNNBase, Interop):
         """
         if isinstance(return_gates, str) and return_gates != "differentiable":  # TorchScript's exporter gives a tensor
             raise ValueError(f"return_gates should be False, True or 'differentiable', got {return_gates!r}")
-        if not torch.compiler.is_compiling() and self._weights_have_changed():
+        if self._first_weight_has_changed() if torch.compiler.is_compiling() else self._weights_have_changed():
             self._init_flat_weights()
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, unsorted_indices = input
@@ -429,6 +429,10 @@ class RecurrentBase(nn.RNNBase, Interop):
             if weight is not None and ref is not None and ref() is not weight:
                 return True
         return False
+
+    def _first_weight_has_changed(self) -> bool:
+        """What a graph asks: torch.nn's checks read the first of the list, and `flat_weights` none of it there."""
+        return self._flat_weights[0] is not getattr(self, self._flat_weights_names[0])
 
     @property
     def _batch_dim(self) -> int:

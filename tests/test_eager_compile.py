@@ -147,6 +147,14 @@ def test_a_packed_sequence(kind, with_hx):
             compiled(PackedSequence(packed.data, packed.batch_sizes), h[:, :1])
 
 
+def test_weights_that_were_replaced():
+    m, x = holdfast.GRU(INPUT, H), torch.randn(3, 2, INPUT).double()
+    for name, weight in list(m.named_parameters()):
+        setattr(m, name, torch.nn.Parameter(weight.double()))
+    found = torch.compile(m, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, m(x), rtol=0, atol=0)
+
+
 def test_packing_inside_of_what_is_compiled():
     """Without pad_packed_sequence, which torch 2.11 traces and then fails in."""
     m = holdfast.GRU(INPUT, H)

@@ -98,8 +98,9 @@ def layer_as_onnx(
         [],
     )
     hx = as_hx(tuple(state for state in initial if state is not None)) if initial[0] is not None else None
-    asked = {"batch_sizes": extras.starts, "lengths": extras.lengths, "resets": extras.resets}
-    y, states = run_onnx(densely(Call(layers, x.to(dtype_named(options.dtype)), hx, **asked)))
+    x = x.to(dtype_named(options.dtype))
+    call = Call(layers, x, hx, batch_sizes=extras.starts, lengths=extras.lengths, resets=extras.resets)
+    y, states = run_onnx(densely(call))
     return [y.transpose(0, 1) if options.batch_first else y, *states]
 
 
