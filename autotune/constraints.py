@@ -233,14 +233,7 @@ def reads_after_the_wait(problem: Problem, config: Config, limits: DeviceLimits)
     return None
 
 
-def normalises_alone(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    if config.regime == "cooperative" and find_cell(problem.cell).normalised:
-        return "the sums of a layer normalisation do not cross a team of several programs"
-    return None
-
-
 CONSTRAINTS: tuple[Constraint, ...] = (
-    normalises_alone,
     is_matrix_shape,
     fills_its_columns,
     fits_shared,
@@ -250,7 +243,6 @@ CONSTRAINTS: tuple[Constraint, ...] = (
 """What the heuristic's tilings must satisfy; they are known to compile."""
 
 TUNED_CONSTRAINTS: tuple[Constraint, ...] = (
-    normalises_alone,
     shares_products,
     is_matrix_shape,
     reads_after_the_wait,

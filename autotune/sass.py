@@ -228,7 +228,7 @@ def step_of(code: Code) -> Step | None:
     instructions = [code.instructions[at] for at in way]
     distance = _distances(code, loop.start)[0]
     turns = [_turn(code, wait) for wait in sorted(waits, key=lambda wait: distance.get(wait.start, len(distance)))]
-    rows = [[code.instructions[at] for at in row] for row in _between_products(code, way)]
+    rows = [[code.instructions[at] for at in row] for row in _between_exchanges(code, way)]
     return Step(
         count(instructions),
         _parts(code, way, waits),
@@ -325,9 +325,10 @@ def _next(code: Code, at: int) -> Iterable[int]:
         yield at + 1
 
 
-def _between_products(code: Code, way: Sequence[int]) -> list[Sequence[int]]:
-    """The way, cut at its products: in each piece the loads of at most one wait."""
-    cuts = [number for number, at in enumerate(way) if code.instructions[at].is_matrix]
+def _between_exchanges(code: Code, way: Sequence[int]) -> list[Sequence[int]]:
+    """The way, cut at its products and where it publishes: in each piece the loads of at most one wait."""
+    here = [code.instructions[at] for at in way]
+    cuts = [number for number, i in enumerate(here) if i.is_matrix or i.name.startswith("STG.E.STRONG")]
     return [way[start:stop] for start, stop in pairwise([0, *cuts, len(way)])]
 
 

@@ -22,7 +22,7 @@ from ..kernels.plan import Plan, Reason
 from ..kernels.problem import Phase, Problem
 from ..kernels.refused import FailedFirstUseError, RefusedError
 from ..kernels.resources import H100, DeviceLimits, from_device, resident_programs
-from . import current_mode, first_use, on_miss, store
+from . import current_mode, first_use, mode, on_miss, store
 from .candidates import choose
 from .faster import Asked, Comparison, Timed, compare, step_prediction
 from .files import SHIPPED, user_cache
@@ -39,7 +39,15 @@ from .identity import (
     problem_of,
     usual_keep,
 )
-from .pin import asks_for_the_faster, pin_of, pinned, pinned_config, remember_pin  # noqa: F401
+from .pin import (  # noqa: F401
+    _pinned,
+    _slower_too,
+    asks_for_the_faster,
+    pin_of,
+    pinned,
+    pinned_config,
+    remember_pin,
+)
 from .store import Entry, EntryError, Store, Timing
 from .tried import failed_before, has_to_be_tried, told  # noqa: F401  the ops ask this module alone
 
@@ -51,55 +59,71 @@ def select(
     keep: Keep | None = None,
     length: int | None = None,
     may_tune: bool = False,
+    refused_too: bool = False,
 ) -> Plan:
     """The path of a problem on a device. Without a GPU, in the interpreter, the imagined GPU is an H100.
 
     keep:      what the loop stores, or reads, for the backward pass; None: nothing forwards, "save" backwards.
     length:    steps of the sequence; None: many.
     may_tune:  the layer is about to run, so that mode "tune-on-miss" may tune it.
+    refused_too:  also a config whose kernel is known to be wrong here.
     """
     if torch.version.hip and device.type == "cuda":
         return Plan(problem, "eager", reasons=(_ROCM,))
-    if _refused and pinned_config() is None and (reason := _refused.get(_place(problem, device))):
+    if _refused and pinned_config() is None and (reason := _refused.get(_place(problem, None, device))):
         return Plan(problem, "eager", reasons=(reason,))
     limits = limits_of(device)
-    if first_use.current() == "first" and not interpreting() and pinned_config() is None:
-        why = failed_before(replace(problem, batch_size=1), limits, store.generation)
-        if why:
-            return Plan(problem, "eager", reasons=(Reason(FailedFirstUseError.reason, why),))
     if may_tune and current_mode() == "tune-on-miss" and pinned_config() is None:
         key = key_of(problem, length)
         on_miss.settle(key, device, lambda: lookup(key, usual_keep(problem), limits, store.generation).entry)
-    return select_for(problem, limits, keep=keep, length=length)
+    plan = select_for(problem, limits, keep=keep, length=length)
+    if plan.config is not None and pinned_config() is None and not refused_too:
+        reason = _refusal(problem, plan.config, device, limits)
+        if reason is not None:
+            return Plan(problem, "eager", reasons=(reason,))
+    return plan
+
+
+def _refusal(problem: Problem, config: Config, device: torch.device, limits: DeviceLimits) -> Reason | None:
+    """Why the kernel of a problem and config is not to be used here."""
+    reason = _refused.get(_place(problem, config, device)) if _refused else None
+    if reason is None and first_use.current() == "first" and not interpreting():
+        why = failed_before(replace(problem, batch_size=1), config, limits, store.generation)
+        reason = Reason(FailedFirstUseError.reason, why) if why else None
+    return reason
 
 
 def settings() -> tuple[Hashable, ...]:
     """What a plan depends on besides its problem and its GPU: other settings, perhaps another plan."""
-    return pinned_config(), asks_for_the_faster(), current_mode(), store.generation, first_use._current.get()
+    # As `pinned_config`, `asks_for_the_faster` and so on, without their frames: every call asks.
+    return _pinned.get(), _slower_too.get(), mode._current.get(), store.generation, first_use._current.get()
 
 
-_refused: dict[Hashable, Reason] = {}
+_refused: dict[tuple[Hashable, ...], Reason] = {}
 
 
-def _place(problem: Problem, device: torch.device) -> Hashable:
-    return device, substitute(), replace(problem, batch_size=0)
+def _place(problem: Problem, config: Config | None, device: torch.device) -> tuple[Hashable, ...]:
+    return device, substitute(), replace(problem, batch_size=0), config
 
 
 def refuse(error: RefusedError, device: torch.device) -> bool:
-    """Remember, where it lasts, that the problem's kernel does not run on this device, whatever its batch size:
-    `select` says so from now on. False where the caller has pinned the config and should hear of it."""
+    """Remember, where it lasts, that the problem's kernel of this config, or of any, does not run on this device,
+    whatever its batch size: `select` says so from now on. False where the caller has pinned the config and should hear
+    of it."""
     if pinned_config() is not None:
         return False
     if error.lasting:
-        _refused[_place(error.problem, device)] = Reason(error.reason, str(error))
+        _refused[_place(error.problem, error.config, device)] = Reason(error.reason, str(error))
         store.changed()
     return True
 
 
 def failed_here(problem: Problem, device: torch.device) -> bool:
-    """Whether a kernel of this problem has failed its first use on this device, in this process."""
-    reason = _refused.get(_place(problem, device)) if _refused else None
-    return reason is not None and reason.name == FailedFirstUseError.reason
+    """Whether a kernel of this problem, of any config, has failed its first use on this device, in this process."""
+    of_problem = device, substitute(), replace(problem, batch_size=0)
+    return any(
+        place[:-1] == of_problem and reason.name == FailedFirstUseError.reason for place, reason in _refused.items()
+    )
 
 
 def limits_of(device: torch.device) -> DeviceLimits:

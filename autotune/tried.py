@@ -117,7 +117,7 @@ def settle(question: Question, device: torch.device, limits: DeviceLimits, run: 
         if why is None:
             why = _settled[place] = _found(question, device, limits, run, remembers=remembers)
     if why:
-        raise FailedFirstUseError(why, question.problem)
+        raise FailedFirstUseError(why, question.problem, question.config)
 
 
 def _found(
@@ -166,12 +166,12 @@ def tried(problem: Problem, limits: DeviceLimits) -> tuple[Tried, ...]:
 
 
 @lru_cache(maxsize=4096)
-def failed_before(problem: Problem, limits: DeviceLimits, generation: int) -> str:
-    """Why a kernel of this problem was found to be wrong by a process before, "" where none was.
+def failed_before(problem: Problem, config: Config, limits: DeviceLimits, generation: int) -> str:
+    """Why a kernel of this problem and config was found to be wrong by a process before, "" where none was.
 
     problem:  with a batch size of 1; generation: `store.generation`, which a cleared cache raises.
     """
-    why = next((t.why for t in reversed(tried(problem, limits)) if t.why), "")
+    why = next((t.why for t in reversed(tried(problem, limits)) if t.why and t.config == config), "")
     _warn(problem, why)
     return why
 

@@ -332,7 +332,8 @@ class RecurrentBase(nn.RNNBase, Interop):
 
         Weights that were replaced are looked up anew, as torch.nn does.
         """
-        self._update_flat_weights()
+        if self._weights_have_changed():
+            self._init_flat_weights()
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, unsorted_indices = input
             # torch.nn checks a packed call against the zeros it makes; they are right by construction.

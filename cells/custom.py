@@ -34,7 +34,7 @@ def define_cell(
     inner: JITFunction | None = None,
     outer_gradients: JITFunction | None = None,
     outer_gates: int = 0,
-    normalised: bool = False,
+    normalised: int = 0,
 ) -> str:
     """Make a cell known under `name`: to `holdfast.Recurrent`, the tuner, `holdfast check` and the benchmark.
 
@@ -60,9 +60,10 @@ def define_cell(
                          inner(x, a, state, p) -> q
                          outer_gradients(d, v, before, after, p) -> da of the rest
                          gradients(d, dq, v, before, after, p) -> dx, da, d, dp
-    normalised:      whether the functions take means over all units of a head, such as a layer norm's
-                     (`kernels/normalise.py`): p then ends with each unit's share in a mean, and the reference's
-                     parameters with the number of heads. One program runs a head; a larger one runs in plain steps.
+    normalised:      how many calls of `kernels/normalise.py` the functions have, which take means over all units of a
+                     head, such as a layer norm's: each is given a number of its own below this, p is the pair of the
+                     columns and what those calls are given, and the reference's parameters end with the number of
+                     heads.
 
     Returns `name`. It is tried once on a few numbers, and nothing is defined where anything is wrong.
 
@@ -75,6 +76,7 @@ def define_cell(
         ("states", states, 1),
         ("values", values, 1),
         ("parameters", parameters, 0),
+        ("normalised", normalised, 0),
     ):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{argument} should be an int, got {value!r}")
@@ -83,7 +85,6 @@ def define_cell(
     if saved is not None and (not isinstance(saved, int) or not 0 <= saved <= values):
         raise ValueError(f"saved should be from 0 to values, {values}, got {saved!r}")
     check_bool("split_gradient", split_gradient)
-    check_bool("normalised", normalised)
     _check_jitted(gates_of=gates_of, update=update, gradients=gradients)
     if inner is not None or outer_gradients is not None or outer_gates:
         _check_jitted(inner=inner, outer_gradients=outer_gradients)
@@ -91,7 +92,7 @@ def define_cell(
             raise ValueError(f"outer_gates should be from 1 to gates - 1, {gates - 1}, with inner, got {outer_gates!r}")
     if isinstance(gate_names, str) or not all(isinstance(gate, str) for gate in gate_names):
         raise TypeError(f"gate_names should be a sequence of strings, got {gate_names!r}")
-    found = Reference(reference, gates, states, tuple(gate_names), parameters, normalised=normalised)
+    found = Reference(reference, gates, states, tuple(gate_names), parameters, normalised=normalised > 0)
     both = [gate for k, gate in enumerate(found.gate_names) if gate in (*found.gate_names[:k], *found.state_names)]
     if both:
         raise ValueError(f"gate_names should differ from each other and from the states' names, got {both[0]!r} twice")

@@ -48,22 +48,9 @@ class SLSTM(Recurrent):
     ) -> None:
         if isinstance(zoneout, (tuple, list)):
             raise ValueError(f"zoneout of an SLSTM should be one number, that of h, got {zoneout!r}")
-        super().__init__(
-            "slstm",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            recurrent_dropout,
-            zoneout,
-            learn_initial_state,
-            device,
-            dtype,
-            num_heads,
-        )
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        options = (recurrent_dropout, zoneout, learn_initial_state, device, dtype, num_heads)
+        super().__init__("slstm", *sizes, *options)
 
     def extra_repr(self) -> str:
         return super().extra_repr().removeprefix("'slstm', ")

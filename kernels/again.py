@@ -10,14 +10,16 @@ all contiguous, aligned and of the problem's dtype (dy: strided as it was), with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import attrgetter, is_not, itemgetter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import chunks
+from .alignment import empty
 from .cell_spec import find_cell
 from .channel import fill_channel
 from .config import Config
@@ -49,8 +51,20 @@ def noted(kind: Callable[..., Pass], launches: Sequence[dict[str, Any]], *argume
 
 def addresses_of(tensors: Sequence[Tensor]) -> list[int] | None:
     """Where these begin; None unless a kernel reads each where it lies: contiguous, from a multiple of 16 bytes on."""
-    found = [t.data_ptr() if t.is_contiguous() else 1 for t in tensors]
-    return None if any([address & 15 for address in found]) else found
+    found, bits = [], 0
+    for tensor in tensors:
+        address = tensor.data_ptr() if tensor.is_contiguous() else 1
+        found.append(address)
+        bits |= address
+    return None if bits & 15 else found
+
+
+def begins(tensors: Sequence[Tensor | None]) -> Iterator[int]:
+    """Where those begin that are there; no frame of Python for any."""
+    return map(Tensor.data_ptr, filter(_is_there, tensors))
+
+
+_is_there = partial(is_not, None)
 
 
 class Launch:
@@ -107,7 +121,8 @@ class Launch:
 
     def __call__(self, addresses: Sequence[int]) -> None:
         values: tuple[Any, ...] = (*addresses, *self._others)
-        values += tuple([pick(values) for pick in self._tuples])
+        if self._tuples:
+            values += tuple([pick(values) for pick in self._tuples])
         arguments = [*self.arguments]
         for place, pick in self._groups:
             arguments[place] = pick(values)
@@ -175,8 +190,10 @@ class ForwardAgain:
         each = len(weights) // self.problem.directions
         w_hh, b_hh = weights[1::each], weights[3::each] if each > 3 else ()
         own = weights[each - 1 :: each] if each % 2 else ()  # biases come in pairs
-        tensors = [*initial, *final, y, *kept, saved, inner, lengths]
-        return [gx.data_ptr(), *w_hh, *b_hh, *own, *[t.data_ptr() for t in tensors if t is not None]]
+        return [gx.data_ptr(), *w_hh, *b_hh, *own, *begins((*initial, *final, y, *kept, saved, inner, lengths))]
+
+
+_kind = attrgetter("dtype", "shape")
 
 
 class BackwardAgain:
@@ -195,7 +212,7 @@ class BackwardAgain:
         out, d_initial = groups["out"], groups["gradients"].initial or ()
         self.launch = Launch(problem, config, given.y.device, groups)
         self.problem, self.wanted, self.batch_first = problem, wanted, batch_first
-        self.kinds = [(w.dtype, w.shape) for w in given.weights]
+        self.kinds = [*map(_kind, given.weights)]
         self.waits = config.regime == "cooperative" and config.exchange == "dataflow"
         self.da, self.splits = out.da.shape, out.dx is not None
         self.initial = [state.shape for state in d_initial]
@@ -205,16 +222,16 @@ class BackwardAgain:
 
     def holds(self, weights: Sequence[Tensor]) -> bool:
         """Whether the same kernel would be launched today, for weights of the same kind."""
-        return self.launch.holds() and [(w.dtype, w.shape) for w in weights] == self.kinds
+        return self.launch.holds() and [*map(_kind, weights)] == self.kinds
 
     def __call__(
         self, given: GivenBackwards, weights: Sequence[LayerWeights], addresses: Sequence[int], extras: Extras
     ) -> Gradients:
         """What `backward_layer` returns. weights, addresses: the flat ones by direction, and `addresses_of` them."""
         y = given.y
-        da = y.new_empty(self.da)
+        da = empty(y, self.da)
         dx = torch.empty_like(da) if self.splits else None
-        d_initial = tuple([y.new_empty(shape) for shape in self.initial])
+        d_initial = tuple([empty(y, shape) for shape in self.initial])
         if self.waits or extras.lengths is not None:
             fill_channel(da, extras, sentinel=self.waits)
             if dx is not None:
@@ -242,9 +259,5 @@ class BackwardAgain:
         _, _, initial, y, residuals, dy, d_final = given
         kept = residuals[:-1] if self.keeps_inner else residuals
         each = len(weights) // self.problem.directions
-        before, after = [dy, *d_final, *d_initial], [*initial, y, *kept, da, dx, lengths]
-        return [
-            *[t.data_ptr() for t in before if t is not None],
-            *weights[1::each],
-            *[t.data_ptr() for t in after if t is not None],
-        ]
+        after = (*initial, y, *kept, da, dx, lengths)
+        return [*begins((dy, *d_final, *d_initial)), *weights[1::each], *begins(after)]

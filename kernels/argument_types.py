@@ -70,7 +70,7 @@ def types_of(
         ),
         "dropout": Dropout(factors=pointer if dropout else None),
         "zones": Zones(states, width, "i32") if "zoneout" in has else Zones(),
-        "team": _team(loop),
+        "team": _team(loop, cell.normalised),
         **dict.fromkeys(("T", "B", "walk_bits"), "i32"),
     }
     gx = Strided(pointer, "i64:16", "i32:16", "i32:16")
@@ -106,14 +106,14 @@ def types_of(
     }
 
 
-def _team(loop: Loop) -> Team:
+def _team(loop: Loop, normalised: int) -> Team:
     if loop.EXCHANGE == "registers":
         return Team()
     return Team(
         arrivals="*i32" if loop.EXCHANGE == "barrier" else None,
         status="*i32",
         spin_limit="i32:16",
-        partial="*i32" if loop.SPLIT_K > 1 else None,
+        partial="*i32" if loop.SPLIT_K > 1 or (normalised and loop.MEMBERS > 1) else None,
     )
 
 

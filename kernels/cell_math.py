@@ -10,7 +10,8 @@ a:       tuple of G gate tiles, W_hh h_{t-1} + b_hh. Apart from x because torch'
          of the candidate by the reset gate.
 v:       tuple of tiles that `update` and `gradients` need; what a training run saves or recomputes.
 state:   tuple of state tiles, h first; before and after a step.
-p:       tuple of columns [units, 1], the cell's own numbers per unit; empty for most.
+p:       tuple of columns [units, 1], the cell's own numbers per unit; empty for most. Of a cell that normalises (see
+         `normalise`) that tuple and the units that it takes its means over.
 d:       tuple of gradients of the loss, one per state: in, of the state after the step; out, of the state
          before it, without the part of h that went through W_hh (the time loop adds W_hh^T da).
 dx, da:  tuples of G tiles, gradients of x and a.
@@ -210,15 +211,16 @@ def slstm_gradients(d, v, before, after, p):
 
 @triton.jit
 def lstm_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
-    """Those of an LSTM of LN(W_ih x) * p[0:4] + LN(W_hh h) * p[4:8] + p[8:12], each over all gates (Ba et al. 2016,
+    """Those of an LSTM of LN(W_ih x) * w[0:4] + LN(W_hh h) * w[4:8] + w[8:12], each over all gates (Ba et al. 2016,
     equation 20); then both normalised, four tiles each, and their scales."""
-    x, x_scale = normalised(x, p[14], 4)
-    a, a_scale = normalised(a, p[14], 4)
+    w = p[0]
+    both, scales = normalised((x, a), p[1], 0)
+    x, a = both
     return (
-        activate(x[0] * p[0] + a[0] * p[4] + p[8], RECURRENT),
-        activate(x[1] * p[1] + a[1] * p[5] + p[9], RECURRENT),
-        activate(x[2] * p[2] + a[2] * p[6] + p[10], ACTIVATION),
-        activate(x[3] * p[3] + a[3] * p[7] + p[11], RECURRENT),
+        activate(x[0] * w[0] + a[0] * w[4] + w[8], RECURRENT),
+        activate(x[1] * w[1] + a[1] * w[5] + w[9], RECURRENT),
+        activate(x[2] * w[2] + a[2] * w[6] + w[10], ACTIVATION),
+        activate(x[3] * w[3] + a[3] * w[7] + w[11], RECURRENT),
         x[0],
         x[1],
         x[2],
@@ -227,63 +229,112 @@ def lstm_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: t
         a[1],
         a[2],
         a[3],
-        x_scale,
-        a_scale,
+        scales[0],
+        scales[1],
     )
 
 
 @triton.jit
 def lstm_layer_norm_update(v, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
-    """c = f * c + i * g, h = o * tanh(LN(c) * p[12] + p[13]) (equations 21 and 22): what is carried on is c itself."""
+    """c = f * c + i * g, h = o * tanh(LN(c) * w[12] + w[13]) (equations 21 and 22): what is carried on is c itself."""
+    w = p[0]
     c = v[1] * state[1] + v[0] * v[2]
-    scaled, _ = normalised((c,), p[14], 1)
-    return v[3] * activate(scaled[0] * p[12] + p[13], ACTIVATION), c
+    scaled, _ = normalised(((c,),), p[1], 1)
+    return v[3] * activate(scaled[0][0] * w[12] + w[13], ACTIVATION), c
 
 
 @triton.jit
 def lstm_layer_norm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    w = p[0]
     i, f, g, o = v[0], v[1], v[2], v[3]
-    w = p[14]
-    scaled, scale = normalised((after[1],), w, 1)
-    s = activate(scaled[0] * p[12] + p[13], ACTIVATION)
+    scaled, scale = normalised(((after[1],),), p[1], 2)
+    s = activate(scaled[0][0] * w[12] + w[13], ACTIVATION)
     ds = gradient(d[0] * o, s, ACTIVATION)
-    of_c = through_normalised((ds * p[12],), scaled, scale, w, 1)
-    dc = d[1] + of_c[0]
+    of_c = through_normalised(((ds * w[12],),), scaled, scale, p[1], 3)
+    dc = d[1] + of_c[0][0]
     di = gradient(dc * g, i, RECURRENT)
     df = gradient(dc * before[1], f, RECURRENT)
     dg = gradient(dc * i, g, ACTIVATION)
     do = gradient(d[0] * s, o, RECURRENT)
     x, a = (v[4], v[5], v[6], v[7]), (v[8], v[9], v[10], v[11])
-    dx = through_normalised((di * p[0], df * p[1], dg * p[2], do * p[3]), x, v[12], w, 4)
-    da = through_normalised((di * p[4], df * p[5], dg * p[6], do * p[7]), a, v[13], w, 4)
+    of_both = (di * w[0], df * w[1], dg * w[2], do * w[3]), (di * w[4], df * w[5], dg * w[6], do * w[7])
+    dx, da = through_normalised(of_both, (x, a), (v[12], v[13]), p[1], 4)
     of_x = (di * x[0], df * x[1], dg * x[2], do * x[3])
     of_a = (di * a[0], df * a[1], dg * a[2], do * a[3])
-    return dx, da, (tl.zeros_like(dc), dc * f), of_x + of_a + (di, df, dg, do, ds * scaled[0], ds)
+    return dx, da, (tl.zeros_like(dc), dc * f), of_x + of_a + (di, df, dg, do, ds * scaled[0][0], ds)
 
 
 @triton.jit
 def gru_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
-    """Those of a GRU with LN(W_ih x) * p[0:3] + p[6:9] for x and LN(W_hh h) * p[3:6], for n + p[9], for a, each over
+    """Those of a GRU with LN(W_ih x) * w[0:3] + w[6:9] for x and LN(W_hh h) * w[3:6], for n + w[9], for a, each over
     all gates (Ba et al. 2016, equations 23 to 25, the reset gate on the normalised sum, as there and in torch.nn.GRU);
     then both normalised, three tiles each, and their scales."""
-    x, x_scale = normalised(x, p[10], 3)
-    a, a_scale = normalised(a, p[10], 3)
-    r = activate(x[0] * p[0] + a[0] * p[3] + p[6], RECURRENT)
-    z = activate(x[1] * p[1] + a[1] * p[4] + p[7], RECURRENT)
-    n = activate(x[2] * p[2] + p[8] + r * (a[2] * p[5] + p[9]), ACTIVATION)
-    return r, z, n, x[0], x[1], x[2], a[0], a[1], a[2], x_scale, a_scale
+    w = p[0]
+    both, scales = normalised((x, a), p[1], 0)
+    x, a = both
+    r = activate(x[0] * w[0] + a[0] * w[3] + w[6], RECURRENT)
+    z = activate(x[1] * w[1] + a[1] * w[4] + w[7], RECURRENT)
+    n = activate(x[2] * w[2] + w[8] + r * (a[2] * w[5] + w[9]), ACTIVATION)
+    return r, z, n, x[0], x[1], x[2], a[0], a[1], a[2], scales[0], scales[1]
 
 
 @triton.jit
 def gru_layer_norm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    w = p[0]
     r, z, n = v[0], v[1], v[2]
-    w = p[10]
     x, a = (v[3], v[4], v[5]), (v[6], v[7], v[8])
     dz = gradient(d[0] * (before[0] - n), z, RECURRENT)
     dn = gradient(d[0] * (1.0 - z), n, ACTIVATION)
-    dr = gradient(dn * (a[2] * p[5] + p[9]), r, RECURRENT)
-    dx = through_normalised((dr * p[0], dz * p[1], dn * p[2]), x, v[9], w, 3)
-    da = through_normalised((dr * p[3], dz * p[4], dn * r * p[5]), a, v[10], w, 3)
+    dr = gradient(dn * (a[2] * w[5] + w[9]), r, RECURRENT)
+    of_both = (dr * w[0], dz * w[1], dn * w[2]), (dr * w[3], dz * w[4], dn * r * w[5])
+    dx, da = through_normalised(of_both, (x, a), (v[9], v[10]), p[1], 1)
     of_x = (dr * x[0], dz * x[1], dn * x[2])
     of_a = (dr * a[0], dz * a[1], dn * r * a[2])
     return dx, da, (d[0] * z,), of_x + of_a + (dr, dz, dn, dn * r)
+
+
+@triton.jit
+def gru_reset_before_layer_norm_inner(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """r * h, with r of the first product's gates normalised by themselves."""
+    w = p[0]
+    both, _ = normalised((x, (a[0], a[1])), p[1], 0)
+    return activate(both[0][0] * w[0] + both[1][0] * w[3] + w[6], RECURRENT) * state[0]
+
+
+@triton.jit
+def gru_reset_before_layer_norm_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
+    """Those of `gru_layer_norm_gates`, but W_hh h is normalised over r and z and W_hn (r * h) by itself; then all
+    normalised, and the three scales."""
+    w = p[0]
+    all_sums, scales = normalised((x, (a[0], a[1]), (a[2],)), p[1], 1)
+    x, outer, inner = all_sums
+    r = activate(x[0] * w[0] + outer[0] * w[3] + w[6], RECURRENT)
+    z = activate(x[1] * w[1] + outer[1] * w[4] + w[7], RECURRENT)
+    n = activate(x[2] * w[2] + w[8] + inner[0] * w[5] + w[9], ACTIVATION)
+    return r, z, n, x[0], x[1], x[2], outer[0], outer[1], inner[0], scales[0], scales[1], scales[2]
+
+
+@triton.jit
+def gru_reset_before_layer_norm_outer_gradients(
+    d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr
+):
+    dn = gradient(d[0] * (1.0 - v[1]), v[2], ACTIVATION)
+    da = through_normalised(((dn * p[0][5],),), ((v[8],),), (v[11],), p[1], 2)
+    return da[0]
+
+
+@triton.jit
+def gru_reset_before_layer_norm_gradients(
+    d, dq, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr
+):
+    w = p[0]
+    r, z, n = v[0], v[1], v[2]
+    x, outer = (v[3], v[4], v[5]), (v[6], v[7])
+    dz = gradient(d[0] * (before[0] - n), z, RECURRENT)
+    dn = gradient(d[0] * (1.0 - z), n, ACTIVATION)
+    dr = gradient(dq * before[0], r, RECURRENT)
+    of_both = (dr * w[0], dz * w[1], dn * w[2]), (dr * w[3], dz * w[4])
+    dx, da = through_normalised(of_both, (x, outer), (v[9], v[10]), p[1], 3)
+    of_x = (dr * x[0], dz * x[1], dn * x[2])
+    of_a = (dr * outer[0], dz * outer[1], dn * v[8])
+    return dx, da, (d[0] * z + dq * r,), of_x + of_a + (dr, dz, dn, dn)

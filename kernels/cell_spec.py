@@ -26,8 +26,8 @@ class CellSpec:
     activation, recurrent_activation:  names in `activations`, handed to the functions; "" for functions without.
     inner, outer_gradients, outer_gates:  of a cell with two products in a step (see `cell_math`).
     gate_names:      names of the first tiles of v, for those who look at gates.
-    normalised:      whether the functions take means over all units of a head (see `normalise`): p then ends with each
-                     unit's share in one, a head runs in one program, and v is always worked out again.
+    normalised:      how many calls of `normalise` the functions have, 0 for most: p is a pair then (see `cell_math`),
+                     and v is always worked out again.
     bounded:         whether h is finite wherever the gradient of its step is.
     """
 
@@ -47,7 +47,7 @@ class CellSpec:
     outer_gradients: triton.JITFunction | None = None
     outer_gates: int = 0
     gate_names: tuple[str, ...] = ()
-    normalised: bool = False
+    normalised: int = 0
     bounded: bool = False
 
     @property
@@ -168,7 +168,20 @@ NORMALISED: dict[str, CellSpec] = {
             gates_of=cell_math.gru_layer_norm_gates,
             gradients=cell_math.gru_layer_norm_gradients,
             parameters=10,
-            normalised=True,
+            normalised=2,
+        ),
+        replace(
+            _GRU,
+            name="gru_reset_before_layer_norm",
+            values=12,
+            saved=12,
+            gates_of=cell_math.gru_reset_before_layer_norm_gates,
+            gradients=cell_math.gru_reset_before_layer_norm_gradients,
+            inner=cell_math.gru_reset_before_layer_norm_inner,
+            outer_gradients=cell_math.gru_reset_before_layer_norm_outer_gradients,
+            outer_gates=2,
+            parameters=10,
+            normalised=4,
         ),
         replace(
             _LSTM,
@@ -180,7 +193,7 @@ NORMALISED: dict[str, CellSpec] = {
             update=cell_math.lstm_layer_norm_update,
             gradients=cell_math.lstm_layer_norm_gradients,
             parameters=14,
-            normalised=True,
+            normalised=5,
         ),
     )
 }

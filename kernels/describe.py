@@ -16,6 +16,7 @@ from .kept import Keep, saved_tiles
 from .loop.backward import backward
 from .loop.forward import forward
 from .loop.groups import Loop
+from .loop.means import words_of_means
 from .problem import Problem
 from .resources import DeviceLimits
 
@@ -175,11 +176,13 @@ def team_size(problem: Problem, config: Config) -> int:
     return 1 if config.regime == "single_cta" else unit_blocks(problem, config) * split_k(problem, config)
 
 
-def partial_shape(problem: Problem, config: Config, teams: int) -> tuple[int, ...]:
-    """Of the memory in which parts of products are exchanged (see `split_k`)."""
-    split = split_k(problem, config)
-    gates = find_cell(problem.cell).padded_gates if problem.phase == "forward" else 1
-    return teams, unit_blocks(problem, config), 2, split, config.BLOCK_B, split * gates * config.BLOCK_H
+def partial_words(problem: Problem, config: Config, teams: int) -> int:
+    """Of the memory in which teams exchange parts of products (see `loop.split_k`) and, behind all of those, of means
+    (see `loop.means`)."""
+    cell, split, members = find_cell(problem.cell), split_k(problem, config), team_size(problem, config)
+    rows = (cell.padded_gates if problem.phase == "forward" else 1) * config.BLOCK_H
+    of_products = members * 2 * config.BLOCK_B * split * rows if split > 1 else 0
+    return teams * (of_products + words_of_means(cell.normalised, config.BLOCK_B, members))
 
 
 def batch_tiles(problem: Problem, config: Config) -> int:

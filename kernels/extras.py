@@ -71,7 +71,7 @@ class Extras(NamedTuple):
         if self.absent:
             return self
         return Extras(
-            None if self.lengths is None else aligned(self.lengths.to(torch.int32).contiguous()),
+            None if self.lengths is None else aligned(self.lengths.int().contiguous()),
             None if self.starts is None else aligned(self.starts.to(torch.int64).contiguous()),
             None if self.resets is None else aligned(self.resets.contiguous().view(torch.uint8)),
             None if self.reset_state is None else tuple(state.to(dtype) for state in self.reset_state),

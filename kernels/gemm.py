@@ -148,7 +148,7 @@ def project_state(
     problem: Problem, weights: Sequence[LayerWeights], history: History, directions: Sequence[int] | None = None
 ) -> torch.Tensor:
     """W_hh h + b_hh of every step again, now that all h are known: one GEMM a direction, [directions, rows, G * H], by
-    heads (see `loop.groups`)."""
+    heads (see `loop.groups`). The gates of a second product are W_hh's with what that multiplied: one GEMM more."""
     directions = range(len(weights)) if directions is None else directions
     sent, hidden = history.sent, problem.hidden_size
     rows = sent.numel() // sent.shape[-1]
@@ -159,10 +159,17 @@ def project_state(
             project = _linear if problem.num_heads == 1 else partial(linear_by_heads, problem.num_heads)
             if history.extras.reorders:
                 project(history.before(direction, hidden), w.w_hh, w.b_hh, out)
-                continue
-            first, rest, before, h_0 = _shifted(history, direction, hidden)
-            project(before, w.w_hh, w.b_hh, out[rest])
-            project(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, out[first])
+            else:
+                first, rest, before, h_0 = _shifted(history, direction, hidden)
+                project(before, w.w_hh, w.b_hh, out[rest])
+                project(before.new_zeros(sent.shape[1], hidden) if h_0 is None else h_0, w.w_hh, w.b_hh, out[first])
+            if history.inner is not None:
+                outer = find_cell(problem.cell).outer_gates
+                w_hh, b_hh = w.w_hh[outer * hidden :], None if w.b_hh is None else w.b_hh[outer * hidden :]
+                inner = out.new_empty(rows, w_hh.shape[0])
+                project(history.of(history.inner, direction, hidden).reshape(-1, hidden), w_hh, b_hh, inner)
+                of_heads = out.unflatten(1, (problem.num_heads, -1))
+                of_heads[..., outer * problem.head_size :] = inner.unflatten(1, (problem.num_heads, -1))
     return ga
 
 
@@ -250,7 +257,7 @@ def _gradient_of_w_hh(
     if not history.shifts(direction, bounded=cell.bounded):
         return of_w_hh(sums_of_products(da, history.before(direction, hidden), heads), heads, hidden)
     at, rest, before, h_0 = _shifted(history, direction, hidden)
-    if not len(before):  # a single step
+    if before.shape[0] == 0:  # a single step
         sums = None if h_0 is None else sums_of_products(da, h_0, heads)
         return da.new_zeros(da.shape[1], hidden // heads) if sums is None else of_w_hh(sums, heads, hidden)
     sums = sums_of_products(da[rest], before, heads)

@@ -71,8 +71,8 @@ def sums_of_products(
     h:   [rows, H].
     """
     if heads == 1:
-        da = da.flatten(1)
-        return da.t() @ h if earlier is None else torch.addmm(earlier, da.t(), h)
+        da = da.flatten(1) if da.dim() > 2 else da
+        return torch.mm(da.t(), h) if earlier is None else torch.addmm(earlier, da.t(), h)
     da, h = _split(da, heads).transpose(1, 2), _split(h, heads)
     return da @ h if earlier is None else torch.baddbmm(earlier, da, h)
 

@@ -21,7 +21,8 @@ def saved_tiles(problem: Problem) -> int:
 
 def keeps_values(problem: Problem, keep: Keep) -> bool:
     """Whether v of every step is kept. A cell with two products always keeps it: its second product multiplies
-    something that no single GEMM brings back. A normalised one never does: its v is more than what it is made of."""
+    something that no single GEMM brings back. A normalised one never does: its v is more than what it is made of, and
+    takes a GEMM for each product."""
     cell = find_cell(problem.cell)
     if not saved_tiles(problem) or keep == "nothing" or cell.normalised:
         return False

@@ -17,7 +17,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 
-from .cell_spec import CELLS, find_cell
+from .cell_spec import CELLS
 from .config import Config
 from .describe import (
     Arch,
@@ -29,8 +29,7 @@ from .describe import (
     kernel_of,
     least_grid,
     num_groups,
-    partial_shape,
-    split_k,
+    partial_words,
     team_size,
 )
 from .executor import Executor, substitute
@@ -94,8 +93,6 @@ class Launcher:
     def __init__(
         self, problem: Problem, config: Config, device: torch.device, substitute_arch: Arch | None = None
     ) -> None:
-        if config.regime == "cooperative" and find_cell(problem.cell).normalised:
-            raise ValueError(f"config of {problem.cell} should be of one program, which takes its means, got {config}")
         self.problem, self.config, self.device = problem, config, device
         self.kernel, self.cell = kernel_of(problem), CELLS.get(problem.cell)
         self.cooperative = config.regime == "cooperative"
@@ -172,10 +169,11 @@ class Launcher:
         else:
             enter = leave = None
 
+        run, handles = compiled.run, (compiled.function, compiled.packed_metadata)
+
         def start(grid: int, team: Team, walk_bits: int) -> None:
             arguments[self.place_of_team], arguments[self.place_of_walk] = team, walk_bits
-            handles = compiled.function, compiled.packed_metadata
-            compiled.run(grid, 1, 1, stream, *handles, metadata, enter, leave, *arguments, *self.constants)
+            run(grid, 1, 1, stream, *handles, metadata, enter, leave, *arguments, *self.constants)
 
         self._start(start, fit, WAIT_LIMIT, arguments[self.place_of_walk])
 
@@ -210,9 +208,8 @@ class Launcher:
         arrivals = partial = None
         if self.config.exchange == "barrier":
             arrivals = torch.zeros(teams, 32, dtype=torch.int32, device=self.device)
-        if split_k(self.problem, self.config) > 1:
-            shape = partial_shape(self.problem, self.config, teams)
-            partial = torch.full(shape, -1, dtype=torch.int32, device=self.device)
+        if words := partial_words(self.problem, self.config, teams):
+            partial = torch.full((words,), -1, dtype=torch.int32, device=self.device)
         return Team(arrivals, status_word(self.device), spin_limit, partial)
 
     def _compiled(self, groups: dict[str, Any]) -> tuple[Any, Fit]:
@@ -222,8 +219,8 @@ class Launcher:
             if self.cooperative:
                 # Any int32 memory stands for the team's own, which is as large as the answer allows.
                 word = status_word(self.device)
-                barrier, splits = self.config.exchange == "barrier", split_k(self.problem, self.config) > 1
-                team = Team(word if barrier else None, word, WAIT_LIMIT, word if splits else None)
+                barrier, partial = self.config.exchange == "barrier", partial_words(self.problem, self.config, teams=1)
+                team = Team(word if barrier else None, word, WAIT_LIMIT, word if partial else None)
             values = [team if name == "team" else groups[name] for name in self.names]
             compiled = self.kernel.warmup(*values, *self.constants, **self.options, grid=(1,))
             check_layouts(compiled.asm["ttgir"])

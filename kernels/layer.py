@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .alignment import aligned_rows, strides
+from .alignment import aligned_rows, empty, strides
 from .arguments import (
     cast_to,
     dropout_of,
@@ -187,11 +187,11 @@ def backward_layer(
     steps, batch_size = extras.extent(y.shape)
 
     def of_states() -> tuple[torch.Tensor, ...]:
-        return tuple([y.new_empty((directions, batch_size, hidden)) for _ in range(cell.states)])
+        return tuple([empty(y, (directions, batch_size, hidden)) for _ in range(cell.states)])
 
     d_initial = of_states() if initial is not None and wanted.initial else None
     d_reset = of_states() if extras.reset_state is not None and wanted.reset_state else None
-    da = y.new_empty(*y.shape[:-1], cell.gates * width)
+    da = empty(y, (*y.shape[:-1], cell.gates * width))
     dx = torch.empty_like(da) if cell.split_gradient and wanted.of_input else None
     d_parameters = None
     if cell.parameters and wanted.parameters:
@@ -260,7 +260,7 @@ def backward_layer(
                 back = walk_bits >> direction & 1 == 1
                 started = states_before(part, (y, *residuals.kept), begun, extras.lengths, back=back)
                 there = [state.transpose(0, 1) for state in started]
-                past_h = History(part.of(history.sent), None, there, part.extras, reverse)
+                past_h = History(part.of(history.sent), part.of(history.inner), there, part.extras, reverse)
                 gx = project_input(problem, part.of(x, dim=int(batch_first)), own, batch_first=batch_first)
                 projected = gx, project_state(problem, weights, past_h, [direction])
                 gradients = LayerGradients(carried, in_float32(None, like))

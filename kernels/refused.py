@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from .config import Config
     from .problem import Problem
 
 
 class RefusedError(RuntimeError):
     """The kernel of `problem` does not run; the modules compute with torch's op in its place.
 
+    config:   of the kernel: another one may run; None where none does.
     reason:   what `explain` calls it.
     lasting:  whether it holds for every later call too.
     """
@@ -18,9 +20,10 @@ class RefusedError(RuntimeError):
     reason: ClassVar[str]
     lasting: ClassVar[bool] = True
 
-    def __init__(self, message: str, problem: Problem) -> None:
+    def __init__(self, message: str, problem: Problem, config: Config | None = None) -> None:
         super().__init__(message)
         self.problem = problem
+        self.config = config
 
 
 class FailedFirstUseError(RefusedError):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from .alignment import empty
 from .cell_spec import find_cell
 from .channel import fill_channel
 from .config import Config
@@ -78,13 +79,13 @@ def allocate(
     needs: Needs, like: torch.Tensor, shape: Sequence[int], of_states: Sequence[int]
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], Residuals]:
     """Memory for y of this shape, the final states [D, B, H] and what is kept, of like's dtype and device."""
-    y = like.new_empty(shape)
-    final = tuple([like.new_empty(of_states) for _ in range(needs.states)])
+    y = empty(like, shape)
+    final = tuple([empty(like, of_states) for _ in range(needs.states)])
     if not needs.residuals:
         return y, final, NO_RESIDUALS
     residuals = Residuals(
         tuple([torch.empty_like(y) for _ in range(needs.kept)]),
-        like.new_empty((*shape[:-1], needs.saved * shape[-1])) if needs.saved else None,
+        empty(like, (*shape[:-1], needs.saved * shape[-1])) if needs.saved else None,
         torch.empty_like(y) if needs.inner else None,
         torch.empty_like(y) if needs.sent else None,
     )

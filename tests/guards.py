@@ -24,6 +24,7 @@ BAND_BYTE = 0xA5
 _ALLOCATE = {
     torch.ops.aten.empty.memory_format,
     torch.ops.aten.new_empty.default,
+    torch.ops.aten.new_empty_strided.default,
     torch.ops.aten.empty_like.default,
     torch.ops.aten.zeros.default,
     torch.ops.aten.full.default,
@@ -51,7 +52,7 @@ class Guards(TorchDispatchMode):
         length = found.numel() * found.element_size()
         block = torch.full((length + 2 * BAND,), BAND_BYTE, dtype=torch.uint8, device=found.device)
         inside = block[BAND : BAND + length]
-        if function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.new_empty, torch.ops.aten.empty_like):
+        if "empty" in function.overloadpacket.__name__:
             if self.fresh is not None:
                 inside.fill_(self.fresh)
         else:

@@ -79,10 +79,10 @@ MUTATIONS = (
         "test_kernels_features.py::test_random_combinations",
     ),
     Mutation(
-        "all ones in split_k's scratch memory",
+        "all ones in the rounds' scratch memory",
         "launch:Launcher._team",
-        "torch.full(shape, -1,",
-        "torch.full(shape, 0,",
+        "torch.full((words,), -1,",
+        "torch.full((words,), 0,",
         "dataflow split",
     ),
     Mutation(
@@ -161,18 +161,18 @@ MUTATIONS = (
         "dataflow two products",
     ),
     # Products that programs share.
-    Mutation("split_k's round bit", "loop.split_k:sum_of_parts", "(turn // 2) & 1", "1 - turn * 0", "dataflow split"),
+    Mutation("a round's bit", "loop.rounds:round_of", "(turn // 2) & 1", "1 - turn * 0", "dataflow split"),
     Mutation("split_k's second slot", "loop.split_k:sum_of_parts", "(turn % 2)", "(turn * 0)", "dataflow split"),
     Mutation(
-        "split_k's wait",
-        "loop.split_k:sum_of_parts",
+        "a round's wait",
+        "loop.rounds:exchange_round",
         "missing = any_of((stale & 1) != 0) != 0",
         "missing = limit < 0",
         "dataflow split",
     ),
     Mutation(
-        "split_k's wait for all parts but the last",
-        "loop.split_k:sum_of_parts",
+        "a round's wait for all tiles but the last",
+        "loop.rounds:exchange_round",
         "stale = stale | (tiles[other] ^ round_bit)",
         "stale = tiles[other] ^ round_bit",
         "dataflow split",
@@ -187,14 +187,26 @@ MUTATIONS = (
         "come after their reads of this one. One layout serves both exchanges",
     ),
     Mutation(
-        "split_k's wait at the barrier",
-        "loop.split_k:sum_of_parts",
+        "a round's wait at the barrier",
+        "loop.rounds:exchange_round",
         "missing = wait_for(team, expected, True, limit)",
         "missing = False",
         "barrier split",
     ),
     Mutation(
-        "split_k's arrival", "loop.split_k:sum_of_parts", "        arrive(team)\n", "        pass\n", "barrier split"
+        "a round's arrival", "loop.rounds:exchange_round", "        arrive(team)\n", "        pass\n", "barrier split"
+    ),
+    # Means that cross a team.
+    Mutation("the means' second slot", "loop.means:everybodys", "place.turn % 2", "place.turn * 0", "dataflow means"),
+    Mutation("memory of each site", "loop.means:everybodys", "SITE * 2", "0", "dataflow means"),
+    Mutation("a counter of each site", "loop.means:everybodys", "arrivals + SITE", "arrivals", "barrier means"),
+    Mutation("the means' counters", "loop.means:memory_of_means", "me.team * 32 + 1", "me.team * 32", "barrier means"),
+    Mutation(
+        "the means behind the parts",
+        "loop.means:memory_of_means",
+        "tl.num_programs(0) * PARTS",
+        "0",
+        "dataflow means, split",
     ),
     # The barrier.
     Mutation("arrive's barrier", "loop.exchange:arrive", "tl.debug_barrier()", "pass", "barrier forward"),

@@ -56,8 +56,8 @@ ALONE = Config("single_cta", 2, 8, 8)
 """A team of one for each two rows."""
 
 EXCHANGES = {
-    "registers forward": Exchange("gru", torch.float32, ALONE, directions=2, length=2),
-    "registers backward": Exchange("rnn_tanh", torch.float32, ALONE, "backward", directions=2, length=2),
+    "registers forward": Exchange("gru", torch.float32, ALONE, length=2),
+    "registers backward": Exchange("rnn_tanh", torch.float32, ALONE, "backward", length=2),
     "dataflow forward": Exchange("rnn_tanh", torch.bfloat16, _team("dataflow"), poison=True),
     "dataflow backward": Exchange("rnn_tanh", torch.float32, _team("dataflow"), "backward", poison=True),
     "dataflow split forward": Exchange("rnn_tanh", torch.float32, _team("dataflow", 16, 2), hidden=32, poison=True),
@@ -68,6 +68,7 @@ EXCHANGES = {
     "barrier split forward": Exchange("rnn_tanh", torch.float32, _team("barrier", 16, 2), hidden=32, poison=True),
     "barrier split": Exchange("rnn_tanh", torch.float32, _team("barrier", 16, 2), "backward", 32),
     "barrier two products": Exchange("gru_reset_before", torch.float32, _team("barrier"), length=2),
+    "dataflow means": Exchange("lstm_layer_norm", torch.float32, _team("dataflow"), batch=2),
 }
 """Each exchange, of a team of two programs, forwards and backwards."""
 
@@ -95,6 +96,17 @@ LONGER = {
         "gru", torch.float32, _team("barrier", 4, 2, 2), "backward", length=4, resident=2
     ),
     "barrier split, two products": Exchange("gru_reset_before", torch.float32, _team("barrier", 4, 2), "backward"),
+    "dataflow means, six rounds, three programs": Exchange(
+        "gru_layer_norm", torch.float32, _team("dataflow", 2, rows=2), hidden=6, length=6, resident=3
+    ),
+    "dataflow means, split": Exchange(
+        "lstm_layer_norm", torch.float32, _team("dataflow", 4, 2), "backward", batch=2, length=2
+    ),
+    "dataflow means, two products": Exchange(
+        "gru_reset_before_layer_norm", torch.float32, _team("dataflow", 4, 2), "backward", length=2
+    ),
+    "barrier means": Exchange("gru_layer_norm", torch.float32, _team("barrier"), "backward", batch=2, length=2),
+    "barrier means, two tiles": Exchange("lstm_layer_norm", torch.float32, _team("barrier", rows=2), resident=2),
 }
 """What takes a few times as long: more steps, programs, batch tiles and products a step."""
 

@@ -111,16 +111,19 @@ def test_a_wrong_kernel_fails_the_run(tmp_path, monkeypatch):
 
 
 @without_gpu
-@pytest.mark.parametrize("suite", ["home", "floors", "memory"])
+@pytest.mark.parametrize(
+    "suite", ["home", "floors", "memory", "torchrl", pytest.param("flashrnn", marks=pytest.mark.thorough)]
+)
 def test_a_rehearsal_checks_and_times_nothing(suite, tmp_path):
     result = invoke(suite, "--rehearse", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     table = read(tmp_path)
     assert set(table["status"]) <= {"rehearsed", "unavailable", "computed"}
     assert table["p50_us"].isna().all()
-    if suite == "home":
+    if suite not in ("floors", "memory"):
         ours = table[(table["provider"] == "holdfast") & (table["status"] == "rehearsed")]
-        assert set(ours["regime"]) == {"cooperative"}
+        regimes = {"home": {"cooperative"}, "torchrl": {"single_cta"}, "flashrnn": {"single_cta", "cooperative"}}
+        assert set(ours["regime"]) == regimes[suite]
         assert (ours["error"] <= ours["allowed"]).all()
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.autotune.compile_many import Request, compile_many
 from holdfast.autotune.pin import pinned
-from holdfast.autotune.processes import modules_of_own_cells
+from holdfast.autotune.processes import Compilers, modules_of_own_cells
 from holdfast.bench.check import run as check
 from holdfast.bench.cli import app
 from holdfast.bench.method.results import read
@@ -102,14 +102,15 @@ def results(module, x, weights, **arguments):
     return [y, h, *torch.autograd.grad([y, h], sources, [w.to(y.dtype) for w in weights])]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
 def test_kernels_equal_the_reference_in_every_regime(cell, config, ragged, device, products_in_float32):
-    T, B, H = 7, 3, 20
+    T, B, H = 5, 3, 20
     module = holdfast.Recurrent(cell, 5, H, 2, bidirectional=True).to(device)
     x, weights = torch.randn(T, B, 5, device=device), [torch.randn(T, B, 2 * H), torch.randn(4, B, H)]
     weights = [w.to(device) for w in weights]
-    arguments = {"lengths": [4, T, 0], "resets": torch.rand(T, B, device=device) < 0.3} if ragged else {}
+    arguments = {"lengths": [3, T, 0], "resets": torch.rand(T, B, device=device) < 0.3} if ragged else {}
     with holdfast.backend("triton"), pinned(config):  # a kernel or an error
         found = results(module, x, weights, **arguments)
     with holdfast.backend("eager"):
@@ -121,20 +122,20 @@ def test_kernels_equal_the_reference_in_every_regime(cell, config, ragged, devic
 
 
 def test_the_module_learns(cell, device):
-    """Ten steps of Adam on one batch, through the kernels."""
+    """Four steps of Adam on one batch, through the kernels."""
     torch.manual_seed(0)
     module = holdfast.Recurrent(cell, 4, 16).to(device)
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
-    x, goal = torch.randn(6, 3, 4, device=device), torch.rand(6, 3, 16, device=device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    x, goal = torch.randn(4, 3, 4, device=device), torch.rand(4, 3, 16, device=device)
     losses = []
-    for _ in range(10):
+    for _ in range(4):
         optimizer.zero_grad()
         with holdfast.backend("triton"):
             loss = (module(x)[0] - goal).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_gates_have_the_readme_s_names(cell):
@@ -155,6 +156,7 @@ def test_check(file):
 def test_the_full_check_has_features_too(cell, monkeypatch):
     """And sees a wrong gradient in them alone."""
     monkeypatch.setattr(check, "REGIMES", ("single_cta",))
+    monkeypatch.setattr(check, "DRAWS", 3)
     monkeypatch.setattr(check, "cases", lambda *_: [])
     table = check.run_checks(interpret=True, cells=[cell], progress=False, seed=11)
     assert list(table["phase"]) == ["forward", "backward"] * check.DRAWS
@@ -167,7 +169,9 @@ def test_the_full_check_has_features_too(cell, monkeypatch):
     assert not again[again["phase"] == "backward"]["ok"].any()
 
 
-def test_check_of_a_built_in_cell_alone():
+def test_check_of_a_built_in_cell_alone(monkeypatch):
+    monkeypatch.setattr(check, "REGIMES", ("single_cta",))
+    monkeypatch.setattr(check, "DTYPES", (torch.float32,))
     result = invoke("check", "--cell", "rnn_tanh", "--quick", "--interpret")
     assert result.exit_code == 0, result.output
     assert " rnn_tanh " in result.output
@@ -258,7 +262,7 @@ def test_explain(file):
 def test_a_rehearsal_of_tuning(file, tmp_path):
     """Compiled and interpreted in processes of their own, which know the cell."""
     out = tmp_path / "out"
-    options = ("--hidden", 20, "--batch", 3, "--phase", "backward", "--candidates", 1, "--budget", 200, "--out", out)
+    options = ("--hidden", 20, "--batch", 3, "--phase", "forward", "--candidates", 1, "--budget", 200, "--out", out)
     result = invoke("tune", "--load", file, "--cell", "mgu", "--rehearse", *options)
     assert result.exit_code == 0, result.output
     table = pd.read_csv(out / "tune.csv")
@@ -278,7 +282,7 @@ def test_results_of_a_cell_are_reported_where_it_is_not_loaded(file, tmp_path, f
     assert "mgu" in (out / "results.md").read_text()
 
 
-@pytest.mark.parametrize("suite", ["smoke", "grid"])
+@pytest.mark.parametrize("suite", ["smoke", pytest.param("grid", marks=pytest.mark.thorough)])
 def test_a_rehearsal_of_the_benchmark(suite, file, tmp_path):
     out = tmp_path / "out"
     result = invoke("bench", suite, "--load", file, "--cell", "mgu", "--rehearse", "--out", out)
@@ -303,6 +307,7 @@ def test_functions_of_one_name_in_two_files_are_two_kernels(tmp_path, monkeypatc
     problems = [Problem(cell, torch.float32, 16, 1) for cell in ("mgu", "slower")]
     requests = [Request(problem, CONFIGS["single_cta"], "sm_90") for problem in problems]
     compiled = []
-    outcomes = compile_many(requests, lambda done, total: compiled.append(total))
+    with Compilers(1) as compilers:
+        outcomes = compile_many(requests, lambda done, total: compiled.append(total), compilers=compilers)
     assert not [outcome.error for outcome in outcomes.values() if outcome.error]
     assert compiled == [2, 2]

@@ -401,6 +401,32 @@ def test_the_users_cache_remembers_what_was_wrong(as_on_a_gpu, monkeypatch, tria
         assert trials == ["forward"]
 
 
+def test_another_config_of_the_problem_is_tried_and_used(as_on_a_gpu, monkeypatch, trials):
+    """What is refused is the problem with its config: other batch sizes may have another."""
+    alone = Config("single_cta", 16, 16, 16)
+
+    def wrong_alone(problem, config, device, groups):
+        launch(problem, config, device, groups)
+        if config == alone:
+            wrong_tile(groups, 1)
+
+    monkeypatch.setattr(select, "choose", lambda problem, limits: alone if problem.batch_size <= 4 else TEAM)
+    monkeypatch.setattr(layer, "launch", wrong_alone)
+    module, x = made()
+    many = x.repeat(1, 3, 1)
+    with torch.no_grad():
+        with pytest.warns(FirstUseWarning):
+            module(x)
+        for _ in range(2):
+            assert names(module.explain(x)) == ["failed_first_use"]
+            assert module.explain(many).config == TEAM
+            with holdfast.backend("triton"):
+                module(many)
+            assert module(x)[0].equal(expected(module, x)[0])
+            process_begins(monkeypatch)
+    assert trials == ["forward"] * 2, "the next process knows of both"
+
+
 @pytest.mark.parametrize("text", ["", '{"schema": 1}', "\0\xff" * 9])
 def test_a_damaged_file_is_a_miss_with_a_warning(as_on_a_gpu, monkeypatch, trials, cache, text):
     module, x = made()

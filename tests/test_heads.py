@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import pickle
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import holdfast
+from holdfast.autotune.pin import pinned
+from holdfast.kernels.config import Config
 from holdfast.kernels.heads import block_diagonal, diagonal_blocks
 from holdfast.kernels.interpreter import interpret
 
@@ -82,7 +85,7 @@ def compare(cell, path, arguments, **options):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("cell", MODULES)
 def test_as_torch_with_the_block_diagonal_matrix(cell, path, no_tf32):
-    x = torch.randn(5, 3, I)
+    x = torch.randn(3, 3, I)
     h = torch.randn(4, 3, H)
     states = (h, h.flip(0)) if cell == "lstm" else h
 
@@ -90,6 +93,14 @@ def test_as_torch_with_the_block_diagonal_matrix(cell, path, no_tf32):
         return x.to(dtype), tuple(s.to(dtype) for s in states) if cell == "lstm" else states.to(dtype)
 
     compare(cell, path, arguments, num_layers=2, bidirectional=True)
+
+
+def test_a_layer_of_one_head_is_another_problem(no_tf32):
+    """A config is remembered by the shape of W_hh, whose columns alone are those of one head."""
+    x = torch.randn(2, 1, I)
+    with on("kernels"):
+        holdfast.RNN(I, H // N)(x)
+    compare("rnn", "kernels", lambda dtype: (x.to(dtype),))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -131,7 +142,7 @@ def test_lengths_resets_and_states_are_each_heads_own(cell, path, no_tf32):
 )
 def test_with_options_both_paths_agree(options, no_tf32):
     """With the same random numbers, which are drawn for the whole layer."""
-    module, x = holdfast.GRU(I, H, num_heads=N, **options), torch.randn(5, 3, I)
+    module, x = holdfast.GRU(I, H, num_heads=N, **options), torch.randn(3, 3, I)
     found = []
     for path in PATHS:
         torch.manual_seed(5)
@@ -180,6 +191,20 @@ def test_what_is_no_number_of_heads_is_refused(options, words):
         holdfast.LSTM(I, H, **options)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [holdfast.RNN, holdfast.GRU, holdfast.LSTM, holdfast.SLSTM, partial(holdfast.Recurrent, "lstm_peephole")],
+    ids=["RNN", "GRU", "LSTM", "SLSTM", "Recurrent"],
+)
+def test_every_module_says_which_sizes_heads_go_with(module):
+    with pytest.raises(
+        ValueError, match="hidden_size should be a multiple of num_heads, got hidden_size=20, num_heads=3"
+    ):
+        module(I, H, num_heads=3)
+    with pytest.raises((ValueError, TypeError), match="proj_size"):
+        module(I, H, num_heads=N, proj_size=2)
+
+
 def test_weights_of_another_number_of_heads_do_not_load():
     with pytest.raises(RuntimeError, match=r"weight_hh_l0.*\[60, 5\]"):
         holdfast.GRU(I, H).load_state_dict(holdfast.GRU(I, H, num_heads=N).state_dict())
@@ -202,6 +227,16 @@ def test_to_torch_expands_the_matrix(cell):
     assert model["b"].weight_hh_l0 is theirs.weight_hh_l0, "what was tied stays tied"
     assert theirs.state_dict().keys() == MODULES[cell][1](I, H, 2, bidirectional=True).state_dict().keys()
     torch.jit.script(theirs)
+    holdfast.convert(model)
+    assert model["a"].num_heads == 1, "the matrix says nothing of heads"
+    assert torch.equal(model["a"](x)[0], y)
+
+
+def test_to_torch_names_what_torch_has_nothing_for():
+    for option in ("reset_after", "layer_norm"):
+        model = nn.ModuleList([holdfast.GRU(I, H, num_heads=N, **{option: option == "layer_norm"})])
+        with pytest.raises(ValueError, match=f"torch.nn has nothing for {option}="):
+            holdfast.to_torch(model)
 
 
 def test_to_torch_refuses_parametrized_heads():
@@ -261,16 +296,15 @@ def test_torch_compile_and_export(path):
     torch._dynamo.reset()  # whether the kernels are interpreted is a constant of a graph
     module, x = holdfast.GRU(I, H, num_heads=N), torch.randn(4, 2, I)
     with on(path):
-        expected = module(x)[0]
-        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-        found = compiled(x)[0]
+        expected = module(x)
+        found = torch.compile(module, backend="aot_eager", fullgraph=True)(x)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        torch.testing.assert_close(gradients(module, compiled(x)), gradients(module, module(x)), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gradients(module, found), gradients(module, expected), rtol=1e-6, atol=1e-6)
         exported = torch.export.export(module, (x,), strict=False).module()
-        torch.testing.assert_close(exported(x)[0], expected, rtol=0, atol=0)
+        torch.testing.assert_close(exported(x)[0], expected[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_onnx(dynamo, tmp_path):
     pytest.importorskip("onnxruntime")
     import onnxruntime
@@ -289,3 +323,14 @@ def test_an_infinite_weight_stays_in_its_block():
     dense = block_diagonal(module.weight_hh_l0.detach(), N)
     assert torch.equal(dense.isfinite().logical_not().nonzero(), torch.tensor([[0, 0]]))
     assert torch.equal(diagonal_blocks(dense, N), module.weight_hh_l0)
+
+
+def test_layers_whose_heads_are_as_large_are_not_confused():
+    """20 units and two heads of 20 in one process: what was chosen for the one is not the other's."""
+    x = torch.randn(3, 2, 3)
+    with interpret(), pinned(Config("cooperative", 16, 16, 32)):
+        for hidden, heads in ((20, 1), (40, 2)):
+            module = holdfast.LSTM(3, hidden, num_heads=heads)
+            with holdfast.backend("eager"):
+                right = module(x)[0]
+            torch.testing.assert_close(module(x)[0], right, rtol=1e-4, atol=1e-5)

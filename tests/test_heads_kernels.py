@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 EVERY = list(itertools.product(CELLS, REGIMES))
 KEEP = ("save", "recompute")
-SIZES = [(6, 3), (20, 4), (68, 2)]
-"""Units and heads: heads of 2, of 5 (no whole words of two 16-bit numbers), and of 34 (several programs)."""
+SIZES = [(6, 3), (20, 4), (36, 2)]
+"""Units and heads: heads of 2, of 5 (no whole words of two 16-bit numbers), and of 18 (two programs)."""
 
 
 @pytest.mark.sampled(1)
@@ -41,10 +41,11 @@ def test_values_and_gradients_as_torch_in_float64(cell, regime, hidden, heads, d
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize(("cell", "regime"), EVERY)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if not cell.startswith(("rnn_relu", "lstm_"))])
 def test_with_random_features(cell, regime, seed, device):
-    call = draw_call(cell, seed + sum(map(ord, cell + regime)), heads=2 + seed % 3)
+    call = draw_call(cell, seed + sum(map(ord, cell + regime)), heads=2 + seed % 2)
     for name, errors in errors_of(call, regime.rpartition("/")[2], KEEP[seed % 2], device).items():
         assert errors.ok, f"{call}, {name}: {errors}"
 
@@ -83,7 +84,8 @@ def test_heads_that_do_not_fit_at_once_take_turns(cell, exchange, split, monkeyp
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize(("cell", "regime"), EVERY)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", ["gru_reset_before", "slstm"])
 def test_a_head_sees_no_other(cell, regime):
     """NaN in one head's h_0 changes no bit of the others' results."""
     case = Case(cell, regime, torch.float32, 40, 3, 3, num_heads=2)

@@ -13,7 +13,7 @@ pytest.importorskip("greenlet")  # a lent machine lacks it
 
 from mutations import CASES, MUTATIONS, Mutation, applied, noticed
 
-from holdfast.kernels.loop import exchange, split_k
+from holdfast.kernels.loop import exchange, rounds
 
 QUICK = 54
 BY_SCHEDULES = [mutation for mutation in MUTATIONS if mutation.notices in CASES]
@@ -35,10 +35,10 @@ def test_a_test_notices(mutation):
 
 def test_a_mutation_reaches_everybody_and_is_taken_back():
     before = exchange.arrive
-    assert split_k.arrive is before
+    assert rounds.arrive is before
     with applied(Mutation("", "loop.exchange:arrive", "tl.debug_barrier()", "pass", "")):
-        assert split_k.arrive is exchange.arrive is not before
-    assert split_k.arrive is exchange.arrive is before
+        assert rounds.arrive is exchange.arrive is not before
+    assert rounds.arrive is exchange.arrive is before
 
 
 def test_a_mutation_of_nothing_is_an_error():

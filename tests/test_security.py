@@ -174,6 +174,7 @@ def test_every_command_says_so(command, bad_setting):
 
 
 MODULES_THAT_RUN = [path for path in SOURCES if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+MODULES_THAT_RUN.remove(ROOT / "autotune" / "on_miss.py")  # run by a process that has imported holdfast
 
 
 @pytest.mark.parametrize("path", MODULES_THAT_RUN, ids=lambda path: path.parent.name + "." + path.stem)

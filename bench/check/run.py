@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.text import Text
 
 from ...kernels import interpreter
-from ...kernels.cell_spec import CELLS, NORMALISED, find_cell
+from ...kernels.cell_spec import CELLS, NORMALISED
 from ...kernels.kept import Keep
 from ...kernels.ptx.executor import compiled
 from ...kernels.tolerance import Errors, worst
@@ -50,7 +50,7 @@ def cases(quick: bool, cells: Iterable[str] | None = None) -> Iterator[Case]:
 def _with_regimes(cells: Iterable[str] | None) -> list[tuple[str, str]]:
     """Every cell, or these, with every regime that it has."""
     chosen = (*CELLS, *NORMALISED) if cells is None else cells
-    return [(cell, regime) for cell in chosen for regime in (REGIMES[:1] if find_cell(cell).normalised else REGIMES)]
+    return list(itertools.product(chosen, REGIMES))
 
 
 def run_checks(

@@ -105,12 +105,13 @@ class FakeDriver(nvidia.CudaDriver):
         self._library.fake_refuse_to_load(int(refuses))
 
     def _launcher_of(self, source: Any, metadata: Any) -> Callable[..., None]:
-        launcher = nvidia.CudaLauncher(source, metadata)
+        launcher, behaviour = nvidia.CudaLauncher(source, metadata), self.behaviour
+        if behaviour is None:  # nothing of ours in the time of a launch
+            return launcher
 
         def launched(grid_x: int, grid_y: int, grid_z: int, stream: int, function: int, *arguments: Any) -> None:
             launcher(grid_x, grid_y, grid_z, stream, function, *arguments)
-            if self.behaviour is not None:
-                self._execute(metadata, function, self.behaviour)
+            self._execute(metadata, function, behaviour)
 
         return launched
 

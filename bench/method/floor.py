@@ -29,7 +29,7 @@ from ...kernels.describe import (
     heads_at_once,
     loop_of,
     num_groups,
-    partial_shape,
+    partial_words,
     split_k,
     team_size,
 )
@@ -80,8 +80,8 @@ class Exchange:
         self.channel = torch.empty(steps, problem.batch_size, width, dtype=problem.dtype, device=device)
         self.teams = problem.directions * problem.num_heads * self.groups
         self.arrivals = torch.zeros(self.teams, 32, dtype=torch.int32, device=device)
-        shape = partial_shape(problem, config, self.teams)
-        self.partial = torch.empty(shape, dtype=torch.int32, device=device)
+        words = partial_words(problem, config, self.teams)
+        self.partial = torch.empty(words, dtype=torch.int32, device=device)
 
     def reset(self) -> None:
         """Before every run: nothing written, nobody arrived."""
@@ -95,7 +95,7 @@ class Exchange:
             arrivals=self.arrivals if self.config.exchange == "barrier" else None,
             status=status_word(self.device),
             spin_limit=executor.spin_limit if executor else WAIT_LIMIT,
-            partial=self.partial if split_k(self.problem, self.config) > 1 else None,
+            partial=self.partial if len(self.partial) else None,
         )
         arguments = {"channel_ptr": self.channel, "team": team, "T": self.steps, "B": self.problem.batch_size}
         grid = self.teams * team_size(self.problem, self.config)

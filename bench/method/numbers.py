@@ -129,7 +129,7 @@ class Numbers:
             length = self.case.length if self.lengths is None else int(self.lengths[row])
             starts = [0] if self.resets is None else segment_starts(self.resets[:, row])
             pieces = [module(x[start:end, row])[0] for start, end in zip(starts, [*starts[1:], length], strict=True)]
-            padding = x.new_zeros(self.case.length - length, self.dy.shape[-1])
+            padding = x.new_zeros(self.case.length - length, self.dy.shape[-1] // self.case.heads)
             rows.append(torch.cat([*pieces, padding]))
         return torch.stack(rows, 1)
 

@@ -5,7 +5,7 @@ All by the resource model of the heuristic: no GPU is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from ...autotune.candidates import candidates, choose
 from ...autotune.compile_many import Request, compile_many
 from ...autotune.constraints import CONSTRAINTS, footprint, refusal
 from ...autotune.tune import flaw
+from ...cells.catalogue import CATALOGUE
+from ...cells.eager.reference import reference_of
 from ...kernels.config import Config
 from ...kernels.describe import least_grid
 from ...kernels.problem import Phase, Precision, Problem
@@ -64,7 +66,7 @@ def build_atlas(gpus: Sequence[DeviceLimits] = KNOWN, batch_size: int = 16) -> p
 
 def _problem(cell: str, kind: str, hidden: int, phase: Phase, batch_size: int) -> Problem:
     dtype, precision = KINDS[kind]
-    return Problem(CELLS[cell], dtype, hidden, batch_size, 1, precision, phase)
+    return Problem(CELLS.get(cell, cell), dtype, hidden, batch_size, 1, precision, phase)
 
 
 def _row(limits: DeviceLimits, cell: str, kind: str, hidden: int, phase: Phase, batch_size: int) -> dict[str, Any]:
@@ -215,8 +217,10 @@ LARGEST = 2048
 """The README's table looks at hidden sizes up to here."""
 
 
-def where_table(limits: DeviceLimits, batch_size: int = 16) -> pd.DataFrame:
+def where_table(limits: DeviceLimits, cells: Iterable[str] = CELLS, batch_size: int = 16) -> pd.DataFrame:
     """Per cell and dtype, the largest hidden size of each path on a GPU; every smaller one has a kernel too.
+
+    cells:  modules of `CELLS`, or cells by their names.
 
     Where only multiples of 16 go further, theirs stands in brackets. Two directions end where one does: they run beside
     each other or in turn.
@@ -242,7 +246,16 @@ def where_table(limits: DeviceLimits, batch_size: int = 16) -> pd.DataFrame:
             "training": upto(TRAINING),
         }
 
-    return pd.DataFrame([row(cell, kind) for cell in CELLS for kind in KINDS])
+    return pd.DataFrame([row(cell, kind) for cell in cells for kind in KINDS])
+
+
+def catalogue_table(limits: DeviceLimits) -> pd.DataFrame:
+    """Per published cell and dtype, the largest hidden size of one program / of a team, training included."""
+    for cell in CATALOGUE:
+        reference_of(cell)  # reads its page
+    table = where_table(limits, CATALOGUE)
+    table["sizes"] = table["single_cta"] + " / " + table["training"]
+    return table.pivot(index="module", columns="dtype", values="sizes")[[*IN_WORDS.values()]].reset_index()
 
 
 HEADS_OF_768 = (24, 12, 6, 3, 1)

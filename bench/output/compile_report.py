@@ -17,7 +17,7 @@ from ...autotune.compile_many import Outcome, Request, compile_many, programs
 from ...autotune.identity import keeps
 from ...autotune.offline import REFERENCE_DEVICE, TARGETS
 from ...autotune.sass import Parts, Step
-from ...kernels.cell_spec import CELLS
+from ...kernels.cell_spec import CELLS, NORMALISED
 from ...kernels.plan import Reason
 from ...kernels.problem import Phase, Precision, Problem
 from .tables import to_markdown
@@ -41,24 +41,27 @@ TORCHS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 MANY_FEATURES = ("lengths", "recurrent_dropout", "reset_state", "resets", "zoneout")
 
 
+BUILT_IN = (*CELLS, *NORMALISED)
+
+
 def full_grid() -> list[Problem]:
     """Every cell × dtype × size × batch × directions × phase that the compile gate covers, and features of the loop."""
     plain = [
         Problem(cell, dtype, hidden, batch, directions, precision, phase)
         for cell, (dtype, precision), hidden, batch, directions, phase in itertools.product(
-            CELLS, KINDS, HIDDEN_SIZES, BATCH_SIZES, (1, 2), PHASES
+            BUILT_IN, KINDS, HIDDEN_SIZES, BATCH_SIZES, (1, 2), PHASES
         )
     ]
     featured = [
         Problem(cell, dtype, hidden, 16, directions, precision, phase, features)
         for cell, (dtype, precision), hidden, directions, phase, features in itertools.product(
-            CELLS, KINDS, (64, 256, 768, 1024), (1, 2), PHASES, FEATURE_SETS
+            BUILT_IN, KINDS, (64, 256, 768, 1024), (1, 2), PHASES, FEATURE_SETS
         )
     ]
     headed = [
         Problem(cell, dtype, heads * size, 16, 1, precision, phase, features, num_heads=heads)
         for cell, (dtype, precision), (heads, size), phase, features in itertools.product(
-            CELLS, KINDS, HEADS, PHASES, ((), MANY_FEATURES)
+            BUILT_IN, KINDS, HEADS, PHASES, ((), MANY_FEATURES)
         )
     ]
     return plain + featured + headed
@@ -104,7 +107,7 @@ def quick_grid() -> list[Problem]:
         Problem("lstm", fp32, 1024, 16, precision="tf32", phase="backward"),
         Problem("gru", bf16, 1000, 16, directions=2, phase="backward"),
         Problem("lstm", fp32, 100, 16, phase="backward"),
-        *(Problem(cell, bf16, 768, 16, phase=phase) for cell in CELLS if cell not in TORCHS for phase in PHASES),
+        *(Problem(cell, bf16, 768, 16, phase=phase) for cell in BUILT_IN if cell not in TORCHS for phase in PHASES),
         *(Problem("lstm", bf16, 768, 16, 2, phase=phase, features=("lengths",)) for phase in PHASES),
         *(Problem("gru", bf16, 768, 16, phase=phase, features=("lengths", "packed")) for phase in PHASES),
         *(Problem("lstm", bf16, 1024, 16, phase=phase, features=("reset_state", "resets")) for phase in PHASES),
@@ -112,6 +115,9 @@ def quick_grid() -> list[Problem]:
         *(Problem("lstm", bf16, 64, 16, phase=phase, features=MANY_FEATURES) for phase in PHASES),
         *(Problem("lstm", bf16, n * size, 16, phase=phase, num_heads=n) for n, size in HEADS[:3] for phase in PHASES),
         *(Problem("gru", bf16, 1536, 16, phase=phase, num_heads=2) for phase in PHASES),
+        *(Problem(cell, bf16, 64, 16, phase=phase) for cell in NORMALISED for phase in PHASES),
+        *(Problem("lstm_layer_norm", fp32, 256, 16, phase=phase) for phase in PHASES),
+        *(Problem("lstm_layer_norm", bf16, 768, 16, phase=phase, features=MANY_FEATURES) for phase in PHASES),
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..method.case import Case, Phase
+from ..method.case import Case, Phase, gates
 from ..providers.holdfast import Holdfast
 from ..providers.loops import PlainLoop
 from ..providers.provider import Provider
@@ -60,11 +60,12 @@ def by_worth(hidden: Sequence[int], batch: Sequence[int]) -> list[tuple[int, int
 
 def tiny(case: Case) -> Case:
     """The same kind of case in a few programs, with an odd number of rows and three steps."""
-    # Above 128 units in 16 bits the regime is cooperative for every cell; 133 is odd as well.
-    hidden = 144 if case.hidden_size % 16 == 0 else 133
+    # One program holds no more than 64 units in 16 bits of 3 or 4 gates, or 128 of 2: these are cooperative.
+    whole, odd = (80, 69) if gates(case.cell) > 2 else (144, 133)
+    large = whole if case.hidden_size % 16 == 0 else odd
     return replace(
         case,
-        hidden_size=hidden if case.hidden_size > 128 else 16,
+        hidden_size=large if case.hidden_size > 128 else 16,
         batch_size=min(case.batch_size, 3),
         length=min(case.length, 3 if case.sequences == "dense" else 8),
         input_size=0,

@@ -92,7 +92,7 @@ class Session:
 
     def _run_entry(self, entry: Entry, methods: Sequence[Method]) -> None:
         with self.executing():
-            numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3)
+            numbers = Numbers(entry.case, self.device, seed=self.options.seed, copies=3 if self.timed else 1)
             judge = Judge(numbers)
             for phase in entry.phases:
                 self.run_phase(entry, numbers, judge, phase, methods)

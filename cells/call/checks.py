@@ -74,15 +74,8 @@ def checked_lengths(lengths: Lengths, T: int, B: int, *, batched: bool, device: 
 
     Raises ValueError for anything that is no tensor or list of integers, for another shape, or out of range.
     """
-    if isinstance(lengths, Integral) and not isinstance(lengths, bool) and not batched:
-        lengths = [int(lengths)]
-    if isinstance(lengths, (list, tuple)):
-        wrong = [n for n in lengths if not isinstance(n, Integral) or isinstance(n, bool)]
-        if wrong:
-            raise ValueError(f"lengths should be a list of ints or an integer tensor, got a list with {wrong[0]!r}")
-        lengths = torch.tensor(lengths, dtype=torch.int64)
     if not isinstance(lengths, Tensor):
-        raise ValueError(f"lengths should be an integer tensor or a list of ints, got {type(lengths).__name__}")
+        lengths = _tensor_of(lengths, batched)
     if lengths.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"lengths should be of dtype torch.int64 or torch.int32, got {lengths.dtype}")
     if not batched and lengths.dim() == 0:
@@ -96,7 +89,19 @@ def checked_lengths(lengths: Lengths, T: int, B: int, *, batched: bool, device: 
     if numbers and not (min(numbers) >= 0 and max(numbers) <= T):
         row, number = next((row, number) for row, number in enumerate(numbers) if not 0 <= number <= T)
         raise ValueError(f"lengths should lie in [0, {T}], as x has {T} steps, got {number} for row {row}")
-    return lengths.to(device, torch.int64)
+    as_asked = lengths.dtype is torch.int64 and lengths.device == device
+    return lengths if as_asked else lengths.to(device, torch.int64)
+
+
+def _tensor_of(lengths: Any, batched: bool) -> Tensor:
+    if isinstance(lengths, Integral) and not isinstance(lengths, bool) and not batched:
+        lengths = [int(lengths)]
+    if not isinstance(lengths, (list, tuple)):
+        raise ValueError(f"lengths should be an integer tensor or a list of ints, got {type(lengths).__name__}")
+    wrong = [n for n in lengths if not isinstance(n, Integral) or isinstance(n, bool)]
+    if wrong:
+        raise ValueError(f"lengths should be a list of ints or an integer tensor, got a list with {wrong[0]!r}")
+    return torch.tensor(lengths, dtype=torch.int64)
 
 
 def checked_resets(resets: Tensor, T: int, B: int, *, batched: bool, batch_first: bool, device: torch.device) -> Tensor:
@@ -122,6 +127,6 @@ def checked_resets(resets: Tensor, T: int, B: int, *, batched: bool, batch_first
 
 
 def _readable_at_no_cost(t: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform():
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or in_transform():
         return False
-    return type(t) in (Tensor, Parameter) and t.device.type == "cpu"
+    return type(t) in (Tensor, Parameter) and t.is_cpu

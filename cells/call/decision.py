@@ -49,7 +49,8 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
 
     every_reason:  do not stop at the first reason against a kernel; nor where holdfast.backend is "triton".
     """
-    if (torch.compiler.is_compiling() or torch.jit.is_tracing()) and in_onnx_export() and not every_reason:
+    compiling = torch.compiler.is_compiling()
+    if (compiling or torch._C._is_tracing()) and in_onnx_export() and not every_reason:
         return Decision("onnx")
     backend = current_backend()
     every = every_reason or backend == "triton"
@@ -60,13 +61,14 @@ def decide(call: Call, *, every_reason: bool = False) -> Decision:
         if path == "ragged" and call.lengths is None and call.steps == 1:
             return OF_ONE_STEP
         return Decision(path, (), False, may_train(call.tensors), autocast_dtype(call.x))
-    key = None if every_reason else key_of(call, backend)
+    key = None if every_reason or compiling else key_of(call, backend)
     if key is not None and (remembered := _decided.get(key)) is not None:
         return remembered
     facts = facts_of(call, backend)
     found = _reasons(call, facts, every)
+    keep = "nothing" if found else _keep(call, facts)
+    found = found or _refused(call, facts, keep)
     if not found:
-        keep = _keep(call, facts)
         found = slower_than_fused(call, facts, keep) if backend == "auto" else ()
         decision = Decision("kernels", (), False, facts.trains, facts.autocast, facts.loop, keep)
         if found:
@@ -95,9 +97,8 @@ def after_refusal(name: str, call: Call, error: RefusedError) -> Decision:
 
     if not refuse(error, call.x.device):
         raise error
-    if error.lasting:
-        decision = decide(call)
-    else:
+    decision = decide(call)
+    if decision.path == "kernels":  # it does not last, or another kernel would be chosen by now
         reasons, refused = (Reason(error.reason, str(error)),), current_backend() == "triton"
         autocast = autocast_dtype(call.x)
         decision = Decision(eager_path(call), reasons, refused, may_train(call.tensors), autocast)
@@ -160,13 +161,26 @@ def _reasons(call: Call, facts: Facts, every: bool) -> tuple[Reason, ...]:
 
 @constant_when_traced
 def _reasons_of_device(device: torch.device, trains: bool, *loop: Any) -> tuple[Reason, ...]:
-    """Why this device has no kernel. No answer depends on the batch size (nor on T).
+    """Why this device has no kernel. No answer depends on the batch size (nor on T). While a call is traced, a kernel
+    that is known to be wrong at one row is none: the graph is for all of them.
 
     loop:  the fields of a Loop, which Dynamo of torch 2.13 does not hand on as one argument.
     """
     from ...autotune.select import select
 
-    plans = [select(problem, device) for problem in _phases(_problem(Loop(*loop), 1), trains)]
+    traced = torch.compiler.is_compiling()
+    plans = [select(problem, device, refused_too=not traced) for problem in _phases(_problem(Loop(*loop), 1), trains)]
+    return tuple(dict.fromkeys(reason for plan in plans for reason in plan.reasons))
+
+
+def _refused(call: Call, facts: Facts, keep: Keep) -> tuple[Reason, ...]:
+    """Why the kernels that this call would run are known to be wrong here: other sizes may have other configs."""
+    if facts.compiling:
+        return ()
+    from ...autotune.select import select
+
+    phases = _phases(_problem(facts.loop, max(1, call.batch_size)), facts.trains)
+    plans = [select(problem, call.x.device, keep=keep, length=call.steps) for problem in phases]
     return tuple(dict.fromkeys(reason for plan in plans for reason in plan.reasons))
 
 

@@ -70,15 +70,6 @@ def too_many_gates(call: Call, facts: Facts) -> Reason | None:
     return Reason("too_many_gates", why)
 
 
-def plain_steps_alone(call: Call, facts: Facts) -> Reason | None:
-    """A built-in cell that nobody has written for the kernels."""
-    cell = call.layers.cell
-    if not cell.startswith("gru_reset_before_layer_norm"):
-        return None
-    why = "the kernels normalise no second product of a step: layer_norm=True with reset_after=False"
-    return Reason("plain_steps_alone", why)
-
-
 def values_not_kept(call: Call, facts: Facts) -> Reason | None:
     """What a cell of the user's own does not say of its values, zoneout and return_gates cannot have."""
     cell = call.layers.cell
@@ -165,7 +156,6 @@ PROBLEM: tuple[Predicate, ...] = (
     no_triton,
     traced_packed_sequence,
     too_many_gates,
-    plain_steps_alone,
     values_not_kept,
     malformed_hx,
     unsupported_dtype,

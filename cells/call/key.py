@@ -7,7 +7,8 @@ its memory, so weights that were replaced, cast or moved are other ones at the n
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -15,13 +16,13 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from .records import Call
-from .surroundings import autocast_dtype, fp32_precision, interpreting
+from .surroundings import autocast_dtype, fp32_precision
 
 
 def key_of(call: Call, backend: str) -> Hashable | None:
     """Equal for calls of which the same is decided; None while something looks on that a decision has to ask about:
-    a tracer, a transform, a dispatch mode, forward-mode derivatives."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    a tracer (but torch.compile, in which nobody asks), a transform, a dispatch mode, forward-mode derivatives."""
+    if torch._C._get_tracing_state() is not None:
         return None
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack():
         return None
@@ -29,10 +30,10 @@ def key_of(call: Call, backend: str) -> Hashable | None:
     if select is None:  # nothing has been decided for a kernel yet
         return None
     x, layers = call.x, call.layers
+    tensors = (x, *layers.weights)
     return (
         backend,
         select.settings(),
-        interpreting(),
         select.substitute(),
         torch.is_grad_enabled(),
         autocast_dtype(x) if torch._C._is_any_autocast_enabled() else None,
@@ -42,12 +43,14 @@ def key_of(call: Call, backend: str) -> Hashable | None:
         call.lengths is None,
         call.resets is None,
         call.return_gates,
-        _kinds((x,)),
-        _kinds(layers.weights),
+        _kinds(tensors),
         None if call.hx is None else (type(call.hx), _kinds(call.states)),
         None if call.reset_hx is None else _kinds(call.reset_states),
     )
 
 
-def _kinds(tensors: Iterable[Tensor]) -> tuple[Hashable, ...]:
-    return tuple([(type(t), t.dtype, t.shape, t.device, t.requires_grad, t.layout, t.is_neg()) for t in tensors])
+_kind = attrgetter("__class__", "dtype", "shape", "device", "requires_grad", "layout")
+
+
+def _kinds(tensors: Sequence[Tensor]) -> tuple[Hashable, ...]:
+    return *map(_kind, tensors), *map(Tensor.is_neg, tensors)

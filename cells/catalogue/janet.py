@@ -11,7 +11,7 @@ import torch
 import triton
 
 from ...kernels.activations import sigmoid, tanh
-from ..custom import define_cell
+from .page import define
 
 
 @triton.jit
@@ -38,5 +38,4 @@ def reference(x, product, states, parameters):
     return (f * states[0] + i * g,), (f, i, g)
 
 
-_functions = {"gates_of": gates_of, "update": update, "gradients": gradients, "reference": reference}
-define_cell("janet", gates=2, states=1, values=3, **_functions, gate_names=("f", "i", "g"))
+define(globals(), gates=2, states=1, gate_names=("f", "i", "g"))

@@ -13,7 +13,7 @@ import torch
 import triton
 
 from ...kernels.activations import sigmoid, tanh
-from ..custom import define_cell
+from .page import define
 
 
 @triton.jit
@@ -46,14 +46,11 @@ def gradients(d, dq, v, before, after, p):
 
 
 def reference(x, product, states, parameters):
-    (y, z), (x_1, x_2, x_z, x_y) = states, x.chunk(4, -1)
-    a_1, a_2, a_z, _ = product(y).chunk(4, -1)
-    s, r, u = torch.sigmoid(x_1 + a_1), torch.sigmoid(x_2 + a_2), torch.tanh(x_z + a_z)
+    (y, z), (s, r, u, _) = states, (x + product(states[0])).chunk(4, -1)
+    s, r, u = torch.sigmoid(s), torch.sigmoid(r), torch.tanh(u)
     z = z + s * (u - z)
-    v = torch.tanh(x_y + product(z).chunk(4, -1)[3])
+    v = torch.tanh((x + product(z)).chunk(4, -1)[3])
     return (y + r * (v - y), z), (s, r, u, v)
 
 
-_functions = {"gates_of": gates_of, "update": update, "gradients": gradients, "reference": reference}
-_second = {"inner": inner, "outer_gradients": outer_gradients, "outer_gates": 3}
-define_cell("lem", gates=4, states=2, values=4, **_functions, **_second, gate_names=("s", "r", "u", "v"))
+define(globals(), gates=4, states=2, outer_gates=3, gate_names=("s", "r", "u", "v"))

@@ -12,7 +12,7 @@ import torch
 import triton
 
 from ...kernels.activations import gradient, relu, sigmoid
-from ..custom import define_cell
+from .page import define
 
 
 @triton.jit
@@ -38,5 +38,4 @@ def reference(x, product, states, parameters):
     return (n + z * (states[0] - n),), (z, n)
 
 
-_functions = {"gates_of": gates_of, "update": update, "gradients": gradients, "reference": reference}
-define_cell("ligru", gates=2, states=1, values=2, **_functions, gate_names=("z", "n"))
+define(globals(), gates=2, states=1, gate_names=("z", "n"))

@@ -11,7 +11,7 @@ import torch
 import triton
 
 from ...kernels.activations import sigmoid, tanh
-from ..custom import define_cell
+from .page import define
 
 
 @triton.jit
@@ -43,12 +43,10 @@ def gradients(d, dq, v, before, after, p):
 
 
 def reference(x, product, states, parameters):
-    (h,), (x_f, x_n) = states, x.chunk(2, -1)
-    f = torch.sigmoid(x_f + product(h).chunk(2, -1)[0])
-    n = torch.tanh(x_n + product(f * h).chunk(2, -1)[1])
+    (h,) = states
+    f = torch.sigmoid((x + product(h)).chunk(2, -1)[0])
+    n = torch.tanh((x + product(f * h)).chunk(2, -1)[1])
     return (h + f * (n - h),), (f, n)
 
 
-_functions = {"gates_of": gates_of, "update": update, "gradients": gradients, "reference": reference}
-_second = {"inner": inner, "outer_gradients": outer_gradients, "outer_gates": 1}
-define_cell("mgu", gates=2, states=1, values=2, **_functions, **_second, gate_names=("f", "n"))
+define(globals(), gates=2, states=1, outer_gates=1, gate_names=("f", "n"))

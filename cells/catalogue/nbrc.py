@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ...kernels.activations import sigmoid, tanh
-from ..custom import define_cell
+from .page import define
 
 
 @triton.jit
@@ -44,5 +44,4 @@ def reference(x, product, states, parameters):
     return (n + c * (h - n),), (a, c, n)
 
 
-_functions = {"gates_of": gates_of, "update": update, "gradients": gradients, "reference": reference}
-define_cell("nbrc", gates=3, states=1, values=3, split_gradient=True, **_functions, gate_names=("a", "c", "n"))
+define(globals(), gates=3, states=1, split_gradient=True, gate_names=("a", "c", "n"))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ...kernels.activations import sigmoid
-from ..custom import define_cell
+from .page import define
 
 
 @triton.jit
@@ -41,5 +41,4 @@ def reference(x, product, states, parameters):
     return (torch.sigmoid(c) - o, c), (i, f, z, o)
 
 
-_functions = {"gates_of": gates_of, "update": update, "gradients": gradients, "reference": reference}
-define_cell("sublstm", gates=4, states=2, values=4, **_functions, gate_names=("i", "f", "z", "o"))
+define(globals(), gates=4, states=2, gate_names=("i", "f", "z", "o"))

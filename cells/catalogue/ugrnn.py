@@ -11,7 +11,7 @@ import torch
 import triton
 
 from ...kernels.activations import sigmoid, tanh
-from ..custom import define_cell
+from .page import define
 
 
 @triton.jit
@@ -37,5 +37,4 @@ def reference(x, product, states, parameters):
     return (c + g * (states[0] - c),), (c, g)
 
 
-_functions = {"gates_of": gates_of, "update": update, "gradients": gradients, "reference": reference}
-define_cell("ugrnn", gates=2, states=1, values=2, **_functions, gate_names=("c", "g"))
+define(globals(), gates=2, states=1, gate_names=("c", "g"))

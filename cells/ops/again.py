@@ -66,14 +66,20 @@ class Layer:
         if again is None or addresses is None or not again.holds(weights) or not _as_they_are(y, dy, d_states, initial):
             return run_backward(given, options, extras, wanted)
         own = by_direction(weights, options.directions)
-        return only(wanted, flat(again(given, own, addresses, extras), own, len(initial)))
+        # As a forward pass in autograd: who looks on at operators has been told of the whole.
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = flat(again(given, own, addresses, extras), own, len(initial))
+        return gradients if all(wanted) else only(wanted, gradients)
 
 
-def _as_they_are(y: Tensor, dy: Tensor | None, *tensors: Sequence[Tensor]) -> bool:
+def _as_they_are(y: Tensor, dy: Tensor | None, d_states: Sequence[Tensor], initial: Sequence[Tensor]) -> bool:
     """Whether a kernel for y reads these where they lie; dy's strides are known."""
     if dy is not None and (dy.data_ptr() & 15 or dy.dtype is not y.dtype):
         return False
-    return all([addresses_of(each) is not None and all([t.dtype is y.dtype for t in each]) for each in tensors])
+    if not (d_states or initial):
+        return True
+    states = (*d_states, *initial)
+    return addresses_of(states) is not None and all([state.dtype is y.dtype for state in states])
 
 
 def addresses_of(tensors: Sequence[Tensor]) -> list[int] | None:
@@ -87,13 +93,14 @@ def repeated(call: Call, decision: Decision) -> tuple[Tensor, tuple[Tensor, ...]
     layers, notes = call.layers, decision.notes
     if not notes or notes[0] is None or torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled():
         return None
-    weights, states, x = layers.weights, call.states, call.x
+    weights, x, initial = layers.weights, call.x, None
     addresses = addresses_of(weights)
     if addresses is None or not x.is_contiguous():
         return None
-    initial = [[state[number : number + 1] for state in states] for number in range(len(notes))] if states else None
-    if initial is not None and any([addresses_of(own) is None for own in initial]):
-        return None
+    if call.hx is not None:
+        initial = [[state[number : number + 1] for state in call.states] for number in range(len(notes))]
+        if any([addresses_of(own) is None for own in initial]):
+            return None
     for layer in notes:
         if not layer.again.holds():
             return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from functools import partial
+from operator import is_not
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -178,11 +180,14 @@ def _parted(rest: Sequence[Tensor], n_weights: int, n_initial: int) -> tuple[Seq
     return rest[:n_weights], rest[n_weights:states], rest[states:]
 
 
+_is_there = partial(is_not, None)
+
+
 def _under_vmap(grads: Sequence[Tensor | None]) -> bool:
     """Whether this backward pass computes many gradients at once: torch.func's vmap, or autograd's own older one."""
     if peek_interpreter_stack() is not None:
         return True
-    return any([is_legacy_batchedtensor(grad) for grad in grads if grad is not None])
+    return any(map(is_legacy_batchedtensor, filter(_is_there, grads)))
 
 
 def _through_recurrence(

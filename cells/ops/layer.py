@@ -280,7 +280,7 @@ def _chosen(
     """
     select, device = _select(), x.device
     in_reach, steps = device.type == "cuda" or interpreting(), options.steps(x, extras)
-    sizes = weights[1].shape[1], options.batch_size(x, extras), select.length_class(steps)
+    sizes = weights[1].shape, options.batch_size(x, extras), select.length_class(steps)
     kind = len(weights), extras.zoneout is not None and is_one_number(extras.zoneout[0]), there
     key = (options, sizes, phase, keep, extras.features, device, in_reach, kind, select.settings())
     found = _choices.get(key)
@@ -293,7 +293,8 @@ def _chosen(
     if plan.config is None:
         for reason in plan.reasons:
             if reason.name == FailedFirstUseError.reason:
-                raise FailedFirstUseError(reason.message, problem)
+                config = select.select(problem, device, keep=keep, length=steps, refused_too=True).config
+                raise FailedFirstUseError(reason.message, problem, config)
         raise RuntimeError(f"no kernel on {device} for this call, which was planned or compiled elsewhere:\n{plan}")
     _try(problem, plan.config, keep, weights, options, extras, there, device)
     if current_mode() != "tune-on-miss":  # which asks at every call, until it is settled

@@ -23,6 +23,7 @@ from .backward_step import (
 from .exchange import Sent, publish
 from .forward_step import updated
 from .groups import Team
+from .means import Place, Units, memory_of_means
 from .product import await_operand, expected_backwards, load_weights_backwards, product_backwards
 from .split_k import columns_of_part, scratch_of_block
 from .tiles import (
@@ -73,6 +74,7 @@ def backward(
     me = this_member(walk_bits, LOOP)
     part = me.number % LOOP.SPLIT_K
     limit = 0  # of later waits: none once one has run out
+    memory = memory_of_means(team, me, LOOP.BLOCK_H, CELL, LOOP)
     if not ALONE:
         limit = team.spin_limit
         arrivals = team.arrivals
@@ -85,6 +87,7 @@ def backward(
 
     weights = load_weights_backwards(of_direction(layer.w_hh, me.direction, LOOP.DIRECTIONS), me, CELL, LOOP)
     p = load_parameters(layer.parameters, me, CELL, LOOP)
+    there = me.unit_ok.to(tl.float32)[:, None]
     row = tl.arange(0, LOOP.BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
     gate_offsets = row[None, :] * (GATES * WIDTH) + by_heads(me, GATES, LOOP)[:, None]
@@ -116,22 +119,27 @@ def backward(
         reads = load_reads(tile.steps - 1, now, earlier, tile, me, past, gx, ga, dy, rows, resets, B, CELL, LOOP)
         for step in tl.range(tile.steps, disable_licm=True):
             at = tile.steps - 1 - step
+            place = Place(there=there, number=me.number, turn=passed + step, step=step, limit=limit, memory=memory)
             mask_here = me.unit_ok[:, None] & now.here[None, :]
             start = tile_start + now.first * WIDTH
             d_after = d
-            d, v, before = begin_step(reads, d, fresh, p, past, CELL, LOOP)
+            d, v, before = begin_step(
+                reads, d, fresh, (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p, past, CELL, LOOP
+            )
             d_past = None
             if zones.shares is not None:
                 shares = load_zones(zones, now, tile, me, mask_here, CELL, LOOP)
                 d, d_past = split_by_zones(shares, d, STATES)
-                after = updated(v, before, p, CELL)
+                after = updated(v, before, (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p, CELL)
             da_base = out.da + start * GATES
             da_tile = at_tile(da_base, gate_offsets)
             turn = (passed + step) * PRODUCTS
             outer_columns = columns
             if TWO_PRODUCTS:
                 INNER: tl.constexpr = GATES - OUTER
-                inner = inner_gate_gradients(d, v, before, after, p, CELL)
+                inner = inner_gate_gradients(
+                    d, v, before, after, (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p, CELL
+                )
                 if ALONE:
                     inner = masked(inner, mask_here, INNER)
                 publish(da_tile + OUTER * HEAD, inner, mask_here, team, INNER, LOOP)
@@ -151,10 +159,14 @@ def backward(
                     weights, operand, missing, sent, turn, limit, me, team, OUTER, INNER, LOOP
                 )
                 dq = dq if factors is None else dq * factors
-                dx, da, d, dp = gate_gradients_with_inner(d, dq, v, before, after, p, CELL)
+                dx, da, d, dp = gate_gradients_with_inner(
+                    d, dq, v, before, after, (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p, CELL
+                )
                 turn += 1
             else:
-                dx, da, d, dp = gate_gradients(d, v, before, after, p, CELL)
+                dx, da, d, dp = gate_gradients(
+                    d, v, before, after, (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p, CELL
+                )
             if ALONE:
                 da = masked(da, mask_here, OUTER)
             publish(da_tile, da, mask_here, team, OUTER, LOOP)

@@ -17,6 +17,7 @@ import triton.language as tl
 from .exchange import Sent, no_words, publish
 from .forward_step import gate_values, inner_tile, next_state
 from .groups import Team
+from .means import Place, Units, memory_of_means
 from .parts import for_each_part, loop_of_product, offsets_of_rows
 from .product import arrivals_of_product, await_operand, product
 from .split_k import columns_of_part, scratch_of_block
@@ -84,6 +85,8 @@ def forward(
     me = this_member(walk_bits, LOOP)
     part = me.number % LOOP.SPLIT_K  # which of the programs that share a product
     limit = 0  # of later waits: none once one has run out
+    OWN_ROWS: tl.constexpr = triton.next_power_of_2(CELL.gates) * LOOP.BLOCK_H
+    memory = memory_of_means(team, me, OWN_ROWS, CELL, LOOP)
     if not ALONE:
         limit = team.spin_limit
         arrivals = team.arrivals
@@ -91,7 +94,6 @@ def forward(
         if LOOP.EXCHANGE == "barrier":
             arrivals += me.team * 32
         if LOOP.SPLIT_K > 1:
-            OWN_ROWS: tl.constexpr = triton.next_power_of_2(CELL.gates) * LOOP.BLOCK_H
             partial = scratch_of_block(partial, me, OWN_ROWS, LOOP)
         team = Team(arrivals=arrivals, status=team.status, spin_limit=limit, partial=partial)
 
@@ -102,6 +104,7 @@ def forward(
         inner_weights = load_weights(w_hh, me, OUTER, INNER, INNER_PRODUCT)
     bias = load_bias(layer.b_hh, me, CELL, LOOP)
     p = load_parameters(layer.parameters, me, CELL, LOOP)
+    there = me.unit_ok.to(tl.float32)[:, None]
     row = tl.arange(0, LOOP.BLOCK_B)
     offsets = row[None, :] * WIDTH + me.unit[:, None]
     saved_offsets = row[None, :] * (WIDTH * SAVED) + me.unit[:, None]
@@ -147,11 +150,13 @@ def forward(
             # Padding units are zeroed: an infinite h (relu) times a zero weight would make them NaN.
             h = tl.where(me.unit_ok[:, None], state[0] if factors is None else state[0] * factors, 0.0)
             starts = offsets_of_rows(WIDTH, PRODUCT) + me.head * HEAD
-            there = for_each_part(readable, PRODUCT)
+            readable = for_each_part(readable, PRODUCT)
             # How many steps everybody has handed on; the first product of two has the second's of the step before.
             handed_on = step - 1 if CELL.inner is None else step
             base = source if LOOP.SPLIT_K == 1 else source + part * LOOP.PART
-            sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=kept, step=handed_on)
+            sent = Sent(
+                base=base, row_offsets=starts, row_ok=readable, low=None, high=columns, kept=kept, step=handed_on
+            )
             turn = (passed + step) * PRODUCTS
             expected = turn * arrivals_of_product(LOOP)
             operand, missing = await_operand((h,), sent, follows, expected, limit, team, PRODUCT)
@@ -163,19 +168,20 @@ def forward(
             acc, limit = product(
                 weights, operand, missing, sent, step, turn, expected + LOOP.MEMBERS, limit, me, team, PRODUCT
             )
+            place = Place(there=there, number=me.number, turn=passed + step, step=step, limit=limit, memory=memory)
             a = recurrent_gates(acc, bias, 0, OUTER, PRODUCT)
             x = unpacked(inputs.x, gx.ptr.dtype.element_ty, CELL.gates, LOOP)
             if CELL.inner is not None:
-                q = inner_tile(x, a, state, p, CELL)
+                q = inner_tile(x, a, state, (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p, CELL)
                 q = tl.where(me.unit_ok[:, None], q if factors is None else q * factors, 0.0)
                 inner = source
                 if out.inner is not None:
                     inner = out.inner + start
                     publish(at_tile(inner, offsets), (q,), mask_here, team, 1, LOOP)
                 starts = offsets_of_rows(WIDTH, INNER_PRODUCT) + me.head * HEAD
-                there = for_each_part(now.here, INNER_PRODUCT)
+                here = for_each_part(now.here, INNER_PRODUCT)
                 base = inner if LOOP.SPLIT_K == 1 else inner + part * LOOP.PART
-                sent = Sent(base=base, row_offsets=starts, row_ok=there, low=None, high=columns, kept=(), step=step)
+                sent = Sent(base=base, row_offsets=starts, row_ok=here, low=None, high=columns, kept=(), step=step)
                 expected += arrivals_of_product(LOOP)
                 operand, missing = await_operand((q,), sent, True, expected, limit, team, INNER_PRODUCT)
                 acc, limit = product(
@@ -192,8 +198,19 @@ def forward(
                     INNER_PRODUCT,
                 )
                 a = a + recurrent_gates(acc, bias, OUTER, INNER, INNER_PRODUCT)
-            v = gate_values(x, a, state, p, CELL)
-            state = next_state(v, state, p, zones, rows, now, tile, me, CELL, LOOP)
+            v = gate_values(x, a, state, (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p, CELL)
+            state = next_state(
+                v,
+                state,
+                (p, Units(place=place, LOOP=LOOP)) if CELL.normalised else p,
+                zones,
+                rows,
+                now,
+                tile,
+                me,
+                CELL,
+                LOOP,
+            )
             source = channel + start
             h = state[0] if out.sent is None else state[0] * factors
             publish(at_tile(source, offsets), (h,), mask_here, team, 1, LOOP)

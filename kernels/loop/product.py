@@ -50,7 +50,7 @@ def product(
     operand,  # and `missing`: as `await_operand` returns them
     missing,
     sent,  # Sent: all units of the operand, and the columns of this program's part; not looked at by a team of one
-    step,  # how many steps everybody is known to have handed on, once the operand is there
+    step,  # how many steps those who share it are known to have handed on
     turn,  # how many products the team has had before
     expected,  # arrivals before its parts are there ("barrier")
     limit,
@@ -115,4 +115,4 @@ def product_backwards(
         return _product_of_own(weights, operand, FIRST, COUNT, LOOP), limit
     else:
         expected = (turn + 1) * arrivals_of_product(LOOP)
-        return _shared_product(weights, operand, missing, sent, sent.step + 1, turn, expected, limit, me, team, LOOP)
+        return _shared_product(weights, operand, missing, sent, sent.step, turn, expected, limit, me, team, LOOP)

@@ -10,10 +10,7 @@ Forwards float32 without TF32 keeps W_hh twice (see `weights.add_product`): 64 r
 LSTM H=512, sm_90: two programs that share 64 rows take 1,725 issue cycles a step, one with 32 rows, which are no wgmma,
 4,654.
 
-The scratch memory of a unit block holds two slots, used in turns: a program writes a slot again only after it has
-read the other one in full, and what stands there was written by programs that had read this one. In "dataflow" the
-lowest bit of every number says in which round it was written: no memory to clear, no flag, no fence. A product keeps
-23 of float32's 24 bits. In "spin" every thread waits for its own numbers (see `spin`).
+The parts pass through the scratch memory of a unit block in rounds (see `rounds`).
 """
 
 from __future__ import annotations
@@ -21,9 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..compiled_for import compiled_for
-from .exchange import any_of, arrive, goes_on, load_from_l2, unless_stalled, wait_for
-from .spin import parts_constraints, parts_poll, same_types, words_of_thread
+from .exchange import unless_stalled
+from .rounds import exchange_round, in_round, numbers_of
 
 
 @triton.jit
@@ -34,19 +30,6 @@ def columns_of_part(end, part, LOOP: tl.constexpr):
         return tl.minimum(end // 16 - part * (LOOP.PART // 16), LOOP.PART // 16) * 16
     else:
         return tl.minimum(end - part * LOOP.PART, LOOP.PART)
-
-
-@triton.jit
-def _publish_parts(where, words):
-    """Store a tile of words, on NVIDIA by strong stores: after weak ones a poll may fall back to what its slot held two
-    rounds before or at launch, which has the round's bit again (proved in tests/test_memory_model.py)."""
-    if compiled_for() == "cuda":
-        # From the accumulator's own layout, whose eight neighbouring lanes fill a sector: no change of layout.
-        tl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b32 [$2], $1; mov.b32 $0, 0;", "=r,r,l", [words, where], tl.int32, False, 1
-        )
-    else:
-        tl.store(where, words)
 
 
 @triton.jit
@@ -75,54 +58,13 @@ def sum_of_parts(
     PART: tl.constexpr = BLOCK_B * ROWS  # numbers of one program's part
     row = tl.arange(0, BLOCK_B)[None, :]
     slot = team.partial + (turn % 2) * (SPLIT_K * PART)
-    round_bit = (turn // 2) & 1
-    words = (product.to(tl.int32, bitcast=True) & -2) | round_bit
     where = slot + part * PART + row * ROWS + tl.arange(0, ROWS)[:, None]
     own = slot + row * ROWS + (part * OWN_ROWS + tl.arange(0, OWN_ROWS))[:, None]
-    tiles = ()
-    if LOOP.EXCHANGE == "spin":
-        OWN: tl.constexpr = words_of_thread(OWN_ROWS, BLOCK_B, LOOP.NUM_WARPS)
-        _publish_parts(where, words)
-        pointers = ()
-        for other in tl.static_range(SPLIT_K):
-            pointers = pointers + (own + other * PART,)
-            tiles = tiles + (load_from_l2(own + other * PART, None, None),)
-        zeros = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.int32)
-        tiles = tl.inline_asm_elementwise(
-            parts_poll(SPLIT_K, OWN, LOOP.MEMBERS),
-            parts_constraints(SPLIT_K, OWN),
-            tiles + pointers + (zeros + round_bit, zeros + limit, team.status + zeros, zeros + step),
-            dtype=same_types(tl.int32, SPLIT_K),
-            is_pure=False,
-            pack=OWN,
-        )
-        missing = False
-    elif LOOP.EXCHANGE == "barrier":
-        tl.store(where, words)
-        arrive(team)
-        missing = wait_for(team, expected, True, limit)
-        for other in tl.static_range(SPLIT_K):
-            tiles = tiles + (load_from_l2(own + other * PART, None, None),)
-    else:
-        _publish_parts(where, words)
-        for _ in tl.static_range(SPLIT_K):
-            tiles = tiles + (tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.int32),)
-        missing = limit >= 0
-        on = limit >= 0
-        end = tl.cast(0, tl.int64)
-        polls = 0
-        while missing & on:
-            stale = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.int32)
-            tiles = ()
-            for other in tl.static_range(SPLIT_K):
-                tiles = tiles + (load_from_l2(own + other * PART, None, None),)
-                stale = stale | (tiles[other] ^ round_bit)
-            missing = any_of((stale & 1) != 0) != 0
-            polls += 1
-            on, end = goes_on(polls, end, limit)
+    words = in_round(product, turn)
+    tiles, missing = exchange_round(where, words, own, turn, expected, limit, step, team, SPLIT_K, PART, LOOP)
     sums = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.float32)
     for other in tl.static_range(SPLIT_K):
-        sums += tl.cast(tiles[other] & -2, tl.float32, bitcast=True)
+        sums += numbers_of(tiles[other])
     if LOOP.EXCHANGE == "spin":
         return sums, limit
     else:

@@ -28,16 +28,12 @@ def load_bias(b_hh, me, CELL: tl.constexpr, LOOP: tl.constexpr):
 
 @triton.jit
 def load_parameters(parameters, me, CELL: tl.constexpr, LOOP: tl.constexpr):
-    """The cell's own numbers per unit as a tuple of float32 columns [BLOCK_H, 1]; empty where it has none. Last, where
-    it normalises, each unit's share in a mean over the head's."""
+    """The cell's own numbers per unit as a tuple of float32 columns [BLOCK_H, 1]; empty where it has none."""
     PARAMETERS: tl.constexpr = CELL.parameters
     columns = ()
     for index in tl.static_range(PARAMETERS):
         pointer = of_direction(parameters, me.direction, LOOP.DIRECTIONS) + index * LOOP.HIDDEN
         columns = columns + (tl.load(pointer + me.unit, mask=me.unit_ok, other=0.0).to(tl.float32)[:, None],)
-    if CELL.normalised:
-        tl.static_assert(LOOP.MEMBERS == 1, "the sums of a normalisation do not cross a team")
-        columns = columns + (tl.where(me.unit_ok, 1.0 / LOOP.HEAD, 0.0)[:, None],)
     return columns
 
 
