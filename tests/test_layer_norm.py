@@ -176,6 +176,15 @@ def test_odd_sizes(cell, exchange, dtype, length):
             assert errors.ok, errors
 
 
+def test_the_check_takes_the_means_of_each_head():
+    """`holdfast check` compares with plain steps, whose W_hh is one matrix: its zeros do not tell them of heads."""
+    with interpret():
+        errors = check_gradients(
+            Case("gru_layer_norm", "single_cta", torch.float32, 6, 2, 2, num_heads=2), CPU, 0, "save"
+        )
+    assert errors.ok, errors
+
+
 def test_a_mean_far_from_zero_costs_no_digits():
     """A thousand standard deviations from zero: by sums of squares a variance in float32 has no digit left."""
     torch.manual_seed(0)
