@@ -56,8 +56,8 @@ ALONE = Config("single_cta", 2, 8, 8)
 """A team of one for each two rows."""
 
 EXCHANGES = {
-    "registers forward": Exchange("gru", torch.float32, ALONE, directions=2, length=2),
-    "registers backward": Exchange("rnn_tanh", torch.float32, ALONE, "backward", directions=2, length=2),
+    "registers forward": Exchange("gru", torch.float32, ALONE, length=2),
+    "registers backward": Exchange("rnn_tanh", torch.float32, ALONE, "backward", length=2),
     "dataflow forward": Exchange("rnn_tanh", torch.bfloat16, _team("dataflow"), poison=True),
     "dataflow backward": Exchange("rnn_tanh", torch.float32, _team("dataflow"), "backward", poison=True),
     "dataflow split forward": Exchange("rnn_tanh", torch.float32, _team("dataflow", 16, 2), hidden=32, poison=True),

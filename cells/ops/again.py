@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.extras import Extras
-from ...kernels.given import GivenBackwards
+from ...kernels.given import GivenBackwards, is_there
 from ..call.records import Call, Decision
 from .derivative import Route, run_unwatched
 from .layer import by_direction, flat, only, run_backward
@@ -46,7 +46,7 @@ class Layer:
         states: Any = () if initial[0] is None else initial
         own = by_direction(weights, self.options.directions)
         y, final, (kept, *rest) = self.again(x, own, addresses, states, extras)
-        return [y, *final, *kept, *[t for t in rest if t is not None]]
+        return [y, *final, *kept, *filter(is_there, rest)]
 
     def backward(
         self, given: GivenBackwards, options: Options, extras: Extras, wanted: Sequence[bool]
