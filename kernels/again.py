@@ -18,16 +18,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import chunks
+from . import chunks, launch
 from .alignment import empty
-from .cell_spec import find_cell
+from .cell_spec import CELLS, find_cell
 from .channel import fill_channel
 from .config import Config
 from .extras import Extras
 from .gemm import History, LayerWeights, Wanted, gradients_of_weights, project_input, project_once
 from .given import GivenBackwards
 from .kept import Keep
-from .launch import current_launcher
 from .layer import Gradients
 from .problem import Problem
 from .results import Residuals, allocate, fill, needs_of
@@ -73,8 +72,7 @@ class Launch:
 
     def __init__(self, problem: Problem, config: Config, device: torch.device, groups: dict[str, Any]) -> None:
         """From the groups of a launch. Raises LookupError where its kernel is not remembered."""
-        self.which = problem, config, device, None
-        self.launcher = current_launcher(*self.which)
+        self.launcher, self.launchers = launch.current_launcher(problem, config, device, None), launch.launcher_of
         remembered = self.launcher.remembered(groups)
         if remembered is None:
             raise LookupError
@@ -83,8 +81,8 @@ class Launch:
         """What this launch was given."""
         self._others: list[Any] = []
         """Fields that are no addresses."""
-        self._tuples: list[itemgetter[Any]] = []
-        """Fields that are several, as what picks them out of all addresses."""
+        self._tuples: list[slice] = []
+        """Fields that are several, as which of all addresses they are."""
         placed = [
             (place, [self._placed(*field) for field in zip(groups[name], argument, strict=True)])
             for place, (name, argument) in enumerate(zip(self.launcher.names, self.arguments, strict=True))
@@ -105,7 +103,7 @@ class Launch:
         if isinstance(field, tuple):
             begin = len(self.addresses)
             self.addresses += argument
-            self._tuples.append(itemgetter(slice(begin, len(self.addresses))))
+            self._tuples.append(slice(begin, len(self.addresses)))
             return TUPLE, len(self._tuples) - 1
         self._others.append(argument)
         return OTHER, len(self._others) - 1
@@ -117,12 +115,13 @@ class Launch:
 
     def holds(self) -> bool:
         """Whether the same kernel would be launched today."""
-        return current_launcher(*self.which) is self.launcher
+        # As `current_launcher` would say, which hashes four arguments.
+        launcher = self.launcher
+        return launch.launcher_of is self.launchers and launcher.cell is CELLS.get(launcher.problem.cell)
 
     def __call__(self, addresses: Sequence[int]) -> None:
         values: tuple[Any, ...] = (*addresses, *self._others)
-        if self._tuples:
-            values += tuple([pick(values) for pick in self._tuples])
+        values += tuple(map(values.__getitem__, self._tuples))
         arguments = [*self.arguments]
         for place, pick in self._groups:
             arguments[place] = pick(values)

@@ -11,6 +11,7 @@ from sample import mark_the_rest
 
 import holdfast
 from holdfast.autotune.pin import kernels_where_they_can
+from holdfast.autotune.processes import Compilers
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.ptx.executor import TARGETS, PtxExecutor, compiled
 
@@ -61,6 +62,13 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     seed = sum(map(ord, request.node.name))
     with compiled(TARGETS[seed % 2], seed=seed) if request.param == "compiled" else interpret(seed=seed):
         yield torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def compilers() -> Iterator[Compilers]:
+    """One process that compiles, for all who need one: it takes seconds to start."""
+    with Compilers(1) as compilers:
+        yield compilers
 
 
 @pytest.fixture(params=TARGETS)

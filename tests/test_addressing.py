@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 
 import pytest
@@ -13,16 +12,17 @@ from holdfast.kernels.config import Config
 from holdfast.kernels.describe import describe
 from holdfast.kernels.problem import Problem
 
-CONFIGS = {"single_cta": Config("single_cta", 16, 64, 64), "cooperative": Config("cooperative", 16, 16, 64)}
+CONFIGS = {"single_cta": Config("single_cta", 16, 32, 32), "cooperative": Config("cooperative", 16, 16, 32)}
 FEATURES = [(), ("lengths", "packed"), ("lengths", "reset_state", "resets", "zoneout")]
 
 
-@pytest.mark.parametrize(
-    ("regime", "phase", "features"), list(itertools.product(CONFIGS, ("forward", "backward"), FEATURES)), ids=str
-)
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("features", FEATURES, ids=str)
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("regime", CONFIGS)
 def test_scalar_products_of_run_time_values_are_64_bit(regime, phase, features):
     config = CONFIGS[regime]
-    problem = Problem("lstm", torch.bfloat16, 64, 16, 2, phase=phase, features=features)
+    problem = Problem("lstm", torch.bfloat16, 32, 16, 2, phase=phase, features=features)
     kernel = describe(problem, config, REFERENCE_DEVICE["sm_90"])
     ttgir = compile_offline(
         kernel.fn,

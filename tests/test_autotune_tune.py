@@ -17,7 +17,7 @@ from holdfast.autotune.compile_many import Outcome, Request, compile_many
 from holdfast.autotune.identity import fingerprint, keeps, key_of
 from holdfast.autotune.measure import Job, MeasurementRefusedError, Quantiles, Result, quantiles, require_gpu
 from holdfast.autotune.offline import CompiledReport
-from holdfast.autotune.processes import Child, Children, Compilers, Workers
+from holdfast.autotune.processes import Child, Children, Workers
 from holdfast.autotune.report import rank_correlation
 from holdfast.autotune.store import Store
 from holdfast.autotune.tune import Setup
@@ -209,13 +209,13 @@ def test_without_a_gpu_nothing_is_compiled_and_nothing_written(store, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def workers():
+def workers(compilers):
     """Processes that take seconds to start, for all rehearsals."""
-    with Workers(Compilers(2), Child(timeout_s=600)) as workers:
-        yield workers
+    with Child(timeout_s=600) as child:
+        yield Workers(compilers, child)
 
 
-@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("phase", ["forward", pytest.param("backward", marks=pytest.mark.thorough)])
 def test_a_rehearsal_compiles_and_runs_but_times_nothing(phase, store, workers):
     problem = replace(SMALL, phase=phase)
     tuned = tune.tune(problem, Setup(H100, None, store, candidates=2), budget_s=1200, workers=workers)
@@ -248,7 +248,15 @@ def test_an_error_of_a_candidate_is_its_result():
     assert bad.status == "failed"
 
 
-@pytest.mark.parametrize("features", [("lengths",), ("lengths", "packed"), ("reset_state", "resets"), FEATURES[2:]])
+@pytest.mark.parametrize(
+    "features",
+    [
+        pytest.param(("lengths",), marks=pytest.mark.thorough),
+        ("lengths", "packed"),
+        pytest.param(("reset_state", "resets"), marks=pytest.mark.thorough),
+        FEATURES[2:],
+    ],
+)
 def test_a_candidate_with_features_computes_what_the_heuristics_config_does(features):
     phase, cell = random.choice(["forward", "backward"]), random.choice(list(CELLS))
     problem = Problem(cell, torch.float32, 20, 3, random.choice([1, 2]), "tf32", phase, features)
@@ -259,11 +267,12 @@ def test_a_candidate_with_features_computes_what_the_heuristics_config_does(feat
         assert result.status == "right", (problem, other, keep, result.why)
 
 
-def test_children_run_every_job_that_can_begin_in_time(monkeypatch):
+def test_children_run_every_job_that_can_begin_in_time(monkeypatch, workers):
     config = Config("single_cta", 16, 32, 32)
     jobs = [Job(replace(SMALL, batch_size=b), config, "nothing", config, 2, "cpu", untimed=True) for b in (1, 2, 3)]
     done = []
     with Children(2) as children:
+        children._children[0] = workers.child  # that runs already
         children.run_all(jobs, time.monotonic() + 1000, done.append)
         assert done == [1, 2, 3]
         monkeypatch.setattr(Child, "run", lambda *_: pytest.fail("began after the deadline"))

@@ -205,3 +205,17 @@ def test_measured_floors_become_the_cost_models_constants(tmp_path):
     for exchange, us in (("dataflow", 1.5), ("barrier", 4.0)):
         cost = estimate(*_geometry(48, "forward", exchange), H100, found)
         assert cost.publish + cost.waits == pytest.approx(us, rel=0.01)
+
+
+def test_a_command_line_is_kept_without_a_machines_folders():
+    given = [
+        "/some/where/holdfast/__main__.py",
+        "bench",
+        "auto",
+        "--threads",
+        "1",
+        "--out",
+        "/tmp/x/cpu",
+        "--f=/a/b.csv",
+    ]
+    assert provenance._command(given) == "holdfast bench auto --threads 1 --out cpu --f=b.csv"

@@ -25,13 +25,6 @@ class ProblemThatKillsTheCompiler(Problem):
         return os._exit, (1,)
 
 
-@pytest.fixture(scope="module")
-def compilers():
-    """They take seconds to start."""
-    with Compilers(1) as compilers:
-        yield compilers
-
-
 def test_problems_that_need_the_same_kernel_share_it(compilers):
     calls: list[tuple[int, int]] = []
     batches = [Request(replace(SMALL, batch_size=batch), CONFIG, "sm_90") for batch in (1, 2, 3)]
@@ -54,19 +47,21 @@ def test_a_failure_names_problem_config_and_target(compilers):
 def test_a_compiler_that_dies_is_named_and_harms_no_other():
     deadly = Request(ProblemThatKillsTheCompiler("gru", torch.bfloat16, 16, 4), CONFIG, "sm_90")
     good = Request(SMALL, CONFIG, "sm_90")
-    outcomes = compile_many([deadly, good])
+    with Compilers(1) as compilers:
+        outcomes = compile_many([deadly, good], compilers=compilers)
     assert outcomes[good].report is not None
     assert "gru" in outcomes[deadly].error
     assert "died" in outcomes[deadly].error
 
 
-def test_report_of_a_kernel_a_refusal_and_a_failure(tmp_path, monkeypatch):
+def test_report_of_a_kernel_a_refusal_and_a_failure(tmp_path, monkeypatch, compilers):
     def choose(problem, limits):
         refused = Reason("too_large", "hidden_size | 64 does not fit")
         return {16: CONFIG, 32: replace(CONFIG, BLOCK_B=3), 64: refused}[problem.hidden_size]
 
     monkeypatch.setattr(compile_report, "choose", choose)
-    report = build_report(["sm_90"], [replace(SMALL, hidden_size=size) for size in (16, 32, 64)], progress=False)
+    problems = [replace(SMALL, hidden_size=size) for size in (16, 32, 64)]
+    report = build_report(["sm_90"], problems, progress=False, compilers=compilers)
     assert list(report.columns) == list(COLUMNS)
     assert list(report["regime"]) == ["single_cta", "single_cta", "eager"]
     kernel, failure, refusal = report.iloc

@@ -107,6 +107,7 @@ def test_gates_and_inference():
                 torch.testing.assert_close(layer, of_layer)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("given", [{}, {"lengths": torch.tensor([3, 1])}], ids=["dense", "lengths"])
 def test_autocast(kind, given):
@@ -121,6 +122,7 @@ def test_autocast(kind, given):
     same(trained(m, torch.compile(forward, fullgraph=True, backend="aot_eager"), x), trained(m, forward, x))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_a_packed_sequence(kind, with_hx):
@@ -143,6 +145,14 @@ def test_a_packed_sequence(kind, with_hx):
     if with_hx and kind != "lstm":
         with pytest.raises(RuntimeError, match=r"Expected hidden size \(4, 2, 4\), got \[4, 1, 4\]"):
             compiled(PackedSequence(packed.data, packed.batch_sizes), h[:, :1])
+
+
+def test_weights_that_were_replaced():
+    m, x = holdfast.GRU(INPUT, H), torch.randn(3, 2, INPUT).double()
+    for name, weight in list(m.named_parameters()):
+        setattr(m, name, torch.nn.Parameter(weight.double()))
+    found = torch.compile(m, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, m(x), rtol=0, atol=0)
 
 
 def test_packing_inside_of_what_is_compiled():
@@ -273,6 +283,7 @@ def test_second_derivatives_of_an_exported_program():
     assert torch.autograd.gradgradcheck(lambda x: again(x)[0], (x.requires_grad_(),))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("needs", [False, True])
 @pytest.mark.parametrize("kind", ["gru", "lstm_proj"])
 def test_opcheck(kind, needs):

@@ -171,10 +171,10 @@ def test_a_second_layer_that_does_not_fit_takes_the_whole_call_along():
     torch.testing.assert_close((y, h), expected(x))
 
 
-@pytest.mark.parametrize("batch", [1, 33])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.thorough), 33])
 def test_in_the_interpreter_a_refused_grid_gives_the_same_numbers(batch):
     torch.manual_seed(2)
-    module, x = cooperative_module(), torch.randn(3, batch, 8, requires_grad=True)
+    module, x = cooperative_module(), torch.randn(2, batch, 8, requires_grad=True)
 
     def run():
         y, _ = module(x)
@@ -232,14 +232,18 @@ def test_a_limit_that_is_none(value):
 
 
 def test_the_limit_comes_from_the_environment(monkeypatch):
-    code = "from holdfast.kernels.stall import WAIT_LIMIT; print(WAIT_LIMIT)"
+    code = """
+import importlib, os
+from holdfast.kernels import stall
+print(stall.WAIT_LIMIT)
+os.environ["HOLDFAST_STALL_SECONDS"] = "a minute"
+importlib.reload(stall)
+"""
     monkeypatch.setenv("HOLDFAST_STALL_SECONDS", "0.5")
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert int(found.stdout) == limit_of("0.5")
-    monkeypatch.setenv("HOLDFAST_STALL_SECONDS", "a minute")
-    refused = subprocess.run([sys.executable, "-c", "import holdfast"], capture_output=True, text=True, check=False)
-    assert refused.returncode != 0
-    assert "HOLDFAST_STALL_SECONDS should be a number of seconds" in refused.stderr
+    assert found.returncode != 0
+    assert "HOLDFAST_STALL_SECONDS should be a number of seconds" in found.stderr
 
 
 def test_check_stalled_tells_of_a_last_call_once():

@@ -176,3 +176,5 @@ def test_one_scoreboard_for_polled_words_and_others_is_seen():
     assert shared_scoreboards([other, product, polled, use]) == 0  # it has had the product's time
     assert shared_scoreboards([other, product, other, polled, use]) == 1
     assert shared_scoreboards([polled, product, other, use]) == 1
+    assert shared_scoreboards([polled, use, product, other]) == 1  # across the loop's end
+    assert shared_scoreboards([polled, use, other, product]) == 0

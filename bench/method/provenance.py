@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -101,7 +103,7 @@ def gather() -> dict[str, Any]:
     found = find_environment()
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": _command(sys.argv),
         "holdfast": __version__,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -119,6 +121,12 @@ def gather() -> dict[str, Any]:
         "load": [round(load, 2) for load in os.getloadavg()],
         "kernel": platform.release(),
     }
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command line, of absolute paths the last name alone: where a machine keeps its files is nobody's business."""
+    given = [re.sub(r"(?<![^=])/(?:[^/]+/)*", "", argument) for argument in argv[1:]]
+    return " ".join(["holdfast", *given])
 
 
 def clocks() -> dict[str, str] | None:

@@ -16,6 +16,7 @@ from ...autotune.candidates import choose
 from ...autotune.compile_many import Outcome, Request, compile_many, programs
 from ...autotune.identity import keeps
 from ...autotune.offline import REFERENCE_DEVICE, TARGETS
+from ...autotune.processes import Compilers
 from ...autotune.sass import Parts, Step
 from ...kernels.cell_spec import CELLS, NORMALISED
 from ...kernels.plan import Reason
@@ -121,11 +122,14 @@ def quick_grid() -> list[Problem]:
     ]
 
 
-def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: bool = True) -> pd.DataFrame:
+def build_report(
+    targets: Sequence[str], problems: Iterable[Problem], progress: bool = True, compilers: Compilers | None = None
+) -> pd.DataFrame:
     """One row for each problem on each target: the config that the heuristic chooses, and what its kernel costs.
 
     targets:   architecture names of `autotune.offline.TARGETS`; each stands for its reference device.
     progress:  show a bar on standard error.
+    compilers: as for `compile_many`.
 
     A problem has a row on a target for each way to keep values between the loops (`kernels.kept.Keep`) that makes a
     difference to its kernel.
@@ -162,7 +166,7 @@ def build_report(targets: Sequence[str], problems: Iterable[Problem], progress: 
         if not isinstance(choice, Reason)
     }
     with compiling_bar(progress) as advance:
-        outcomes = compile_many(requests.values(), advance)
+        outcomes = compile_many(requests.values(), advance, compilers=compilers)
     rows = []
     for problem, target, keep, choice in choices:
         row: dict[str, object] = _problem_columns(problem) | {"keep": keep, "target": target}

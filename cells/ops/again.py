@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Sequence
 from functools import partial
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,9 @@ from .options import Options
 
 if TYPE_CHECKING:
     from ...kernels.again import BackwardAgain, ForwardAgain
+
+
+_is_there = partial(is_not, None)
 
 
 class Layer:
@@ -46,7 +50,7 @@ class Layer:
         states: Any = () if initial[0] is None else initial
         own = by_direction(weights, self.options.directions)
         y, final, (kept, *rest) = self.again(x, own, addresses, states, extras)
-        return [y, *final, *kept, *[t for t in rest if t is not None]]
+        return [y, *final, *kept, *filter(_is_there, rest)]
 
     def backward(
         self, given: GivenBackwards, options: Options, extras: Extras, wanted: Sequence[bool]

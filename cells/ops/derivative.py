@@ -16,7 +16,8 @@ from ...kernels.extras import Extras
 from ...kernels.given import GivenBackwards
 from ...kernels.refused import RefusedError
 from ..backend import current_backend
-from ..call.surroundings import watched
+from ..call.surroundings import in_onnx_export, watched
+from .onnx import layer_as_onnx
 from .options import Options, dtype_named, told
 from .plain import plain_layer
 
@@ -29,6 +30,13 @@ def differentiable_layer(
 ) -> list[Tensor]:
     """`holdfast::layer` as autograd sees it."""
     options, keep, extras = told(arguments)
+    if in_onnx_export():
+        found = layer_as_onnx(x, weights, initial, options, extras)
+        if keep == "nothing":
+            return found
+        # What was kept for a backward pass is dead code; the exporter tells whoever reads it that it lacks the op.
+        with torch._C._AutoDispatchBelowAutograd():
+            return [*found, *torch.ops.holdfast.layer.default(x, weights, initial, *arguments)[len(found) :]]
     states = [state for state in initial if state is not None]
     reset_state = list(extras.reset_state or ())
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *states, *reset_state)):

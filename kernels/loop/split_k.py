@@ -66,6 +66,21 @@ def sum_of_parts(
     for other in tl.static_range(SPLIT_K):
         sums += numbers_of(tiles[other])
     if LOOP.EXCHANGE == "spin":
-        return sums, limit
+        return _number_by_number(sums, LOOP), limit
     else:
         return unless_stalled(sums, missing, limit, step, team, LOOP)
+
+
+@triton.jit
+def _number_by_number(tile, LOOP: tl.constexpr):
+    """The tile, of which LLVM makes no vectors.
+
+    Its SLP vectorizer takes what a step adds to the gradients for a chain of pairs that begins in the step before, and
+    to line the pairs up it moves whatever it may to the front of the step: the descriptors of all matrix instructions
+    then live through the wait, in vector registers, and come back by R2UR. GRU "save" backwards bf16 H=768 B=16, sm_90:
+    1,824 issue cycles, 242 registers and 124 R2UR with them, 1,165, 124 and none so.
+    """
+    if LOOP.PAIRS:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tile
