@@ -201,11 +201,13 @@ def fills_its_rows(problem: Problem, config: Config, limits: DeviceLimits) -> st
 
 
 def fills_its_columns(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
-    """Padding costs resident bytes, shared-memory reads and gathered words; up to a quarter may pay for itself."""
+    """Padding costs resident bytes, shared-memory reads and gathered words; up to a quarter may pay for itself, and no
+    chunk is below 32 columns, one for each part of a sum: of 80 units four parts have 128."""
     if config.regime == "single_cta":
         return None
     needed = part_of_product(problem, config)
-    least = max(32, math.ceil(needed / 32) * 32)
+    chunk = 32 * max(p.PARTS for p in products(problem, config, limits))
+    least = math.ceil(needed / chunk) * chunk
     padded = max(padded_sums(problem, config, limits))
     if padded > least and padded > 1.25 * needed:
         return f"chunks of {config.BLOCK_K} pad {needed} columns to {padded}"

@@ -99,10 +99,10 @@ def settings() -> tuple[Hashable, ...]:
     return _pinned.get(), _slower_too.get(), mode._current.get(), store.generation, first_use._current.get()
 
 
-_refused: dict[tuple[Hashable, ...], Reason] = {}
+_refused: dict[tuple[Any, ...], Reason] = {}
 
 
-def _place(problem: Problem, config: Config | None, device: torch.device) -> tuple[Hashable, ...]:
+def _place(problem: Problem, config: Config | None, device: torch.device) -> tuple[Any, ...]:
     return device, substitute(), replace(problem, batch_size=0), config
 
 

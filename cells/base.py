@@ -25,7 +25,7 @@ from .call.checks import (
     refuse_with_packed,
 )
 from .call.decision import after_refusal, decide, explained, refusal
-from .call.records import Call, Decision, Layers, State, as_hx
+from .call.records import Call, Decision, Layers, ReturnGates, State, as_hx
 from .call.surroundings import in_onnx_export
 from .eager.run import follow
 from .gates import gates_as_asked
@@ -231,12 +231,17 @@ class RecurrentBase(nn.RNNBase, Interop):
             self.zoneout_rates,
             self.num_heads,
             self._keep,
-            self._flat_weights,  # type: ignore[arg-type]
+            self.flat_weights(),
             self._flat_weights_names,
         )
 
     def flat_weights(self) -> list[Tensor]:
-        """The weights in torch's order, as they are now: forward has just looked them up by name."""
+        """The weights in torch's order, as they are now: forward has just looked them up by name.
+
+        A graph looks them up here: a weight that it finds in two places costs a guard in Python each.
+        """
+        if torch.compiler.is_compiling():
+            return [getattr(self, name) for name in self._flat_weights_names]
         return cast("list[Tensor]", self._flat_weights)
 
     def forward(
@@ -247,7 +252,7 @@ class RecurrentBase(nn.RNNBase, Interop):
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
-        return_gates: bool = False,
+        return_gates: ReturnGates = False,
         **unknown: Any,
     ) -> tuple[Any, ...]:
         """Run the module. input, hx, results and errors are those of the torch.nn module of the same name.
@@ -264,9 +269,12 @@ class RecurrentBase(nn.RNNBase, Interop):
                       module on each segment between two resets; hx is only what a row starts with, in the reverse
                       direction from its end. Past a row's end they mean nothing.
         reset_state:  as hx, or with a batch of 1 for all rows alike; None is what hx=None stands for.
-        return_gates: a third result, `Gates`: what every gate and state was at every step.
+        return_gates: a third result, `Gates`: what every gate and state was at every step. True: detached.
+                      "differentiable": with gradients, such as those of an LSTM's c; where a backward pass may follow
+                      the call then runs step by step in plain torch ops.
 
-        Raises ValueError, naming the argument, for lengths, resets or a reset_state that do not fit x.
+        Raises ValueError, naming the argument, for lengths, resets or a reset_state that do not fit x, and for another
+        return_gates.
         With holdfast.backend "triton", RuntimeError where no kernel can run.
         """
         if isinstance(input, Proxy):
@@ -311,7 +319,7 @@ class RecurrentBase(nn.RNNBase, Interop):
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
-        return_gates: bool = False,
+        return_gates: ReturnGates = False,
     ) -> Plan:
         """The path that `forward` would take with these arguments here and now, with every reason against a kernel.
 
@@ -326,13 +334,15 @@ class RecurrentBase(nn.RNNBase, Interop):
         lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
-        return_gates: bool = False,
+        return_gates: ReturnGates = False,
     ) -> Call:
         """torch.nn's checks in torch.nn's order, then those of the arguments that torch.nn does not have.
 
         Weights that were replaced are looked up anew, as torch.nn does.
         """
-        if self._weights_have_changed():
+        if isinstance(return_gates, str) and return_gates != "differentiable":  # TorchScript's exporter gives a tensor
+            raise ValueError(f"return_gates should be False, True or 'differentiable', got {return_gates!r}")
+        if self._first_weight_has_changed() if torch.compiler.is_compiling() else self._weights_have_changed():
             self._init_flat_weights()
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, unsorted_indices = input
@@ -421,6 +431,10 @@ class RecurrentBase(nn.RNNBase, Interop):
             if weight is not None and ref is not None and ref() is not weight:
                 return True
         return False
+
+    def _first_weight_has_changed(self) -> bool:
+        """What a graph asks: torch.nn's checks read the first of the list, and `flat_weights` none of it there."""
+        return self._flat_weights[0] is not getattr(self, self._flat_weights_names[0])
 
     @property
     def _batch_dim(self) -> int:

@@ -19,7 +19,7 @@ class Gates:
 
     A tensor is laid out as the output, [T, B, D*H], directions side by side; h has D*P features with proj_size. Of a
     PackedSequence it is padded, with the rows in the order of the sequences that were packed. Past a row's end it is
-    zero. Detached: no gradient flows through it.
+    zero. Detached, unless the call asked for return_gates="differentiable".
     """
 
     layers: tuple[dict[str, Tensor], ...]
@@ -36,6 +36,10 @@ class Gates:
     def __repr__(self) -> str:
         layers = "; ".join(", ".join(f"{name} {[*t.shape]}" for name, t in layer.items()) for layer in self.layers)
         return f"Gates({layers})"
+
+
+def detached(traces: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: trace.detach() for name, trace in traces.items()}
 
 
 def gates_as_asked(call: Call, traces: list[dict[str, Tensor]]) -> Gates:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .loop.means import everybodys, own_mean
+from .loop.means import everybodys, own_sum, units_of
 
 EPSILON = tl.constexpr(1e-5)  # torch.nn.functional.layer_norm's
 
@@ -46,42 +46,26 @@ def _products(first, second):
 
 
 @triton.jit
-def _moments(tiles, units):
-    """Mean and variance over the program's own units, [batch]: the mean first, so that a large one costs no digits."""
-    mean = own_mean(tiles, units)
-    centred = _less(tiles, mean)
-    return mean, own_mean(_products(centred, centred), units)
+def _own_moments(tiles, units):
+    """The sum over the program's own units, and the sum of squares around their mean, [batch]: the mean first, so that
+    a large one costs no digits."""
+    LOOP: tl.constexpr = units.LOOP
+    COUNT: tl.constexpr = len(tiles)
+    total = own_sum(tiles, units)
+    centred = _less(tiles, total / (tl.maximum(units_of(units.place.number, LOOP), 1.0) * COUNT))
+    return total, own_sum(_products(centred, centred), units)
 
 
 @triton.jit
-def _means(numbers, units, SITE: tl.constexpr):
-    """Means over the head of what each program has the means of over its own units, [batch] each."""
-    COUNT: tl.constexpr = len(numbers)
-    if units.LOOP.MEMBERS == 1:
-        return numbers
-    else:
-        tiles, share = everybodys(numbers, units, SITE)
-        found = ()
-        for index in tl.static_range(COUNT):
-            found = found + (tl.sum(tiles[index] * share, axis=1),)
-        return found
-
-
-@triton.jit
-def _all_moments(numbers, units, SITE: tl.constexpr):
-    """Means and variances over the head, in turns, from each program's own: those within the programs and that between
-    them (Chan et al. 1979), which costs no digits either."""
-    COUNT: tl.constexpr = len(numbers)
-    if units.LOOP.MEMBERS == 1:
-        return numbers
-    else:
-        tiles, share = everybodys(numbers, units, SITE)
-        found = ()
-        for index in tl.static_range(0, COUNT, 2):
-            mean = tl.sum(tiles[index] * share, axis=1)
-            away = tiles[index] - mean[:, None]
-            found = found + (mean, tl.sum((tiles[index + 1] + away * away) * share, axis=1))
-        return found
+def _moments(total, squares, units, COUNT: tl.constexpr):
+    """Mean and variance over COUNT numbers of each of the head's units, from everybody's `_own_moments` [batch,
+    programs]: the squares within the programs and between them (Chan et al. 1979), which costs no digits either."""
+    LOOP: tl.constexpr = units.LOOP
+    PROGRAMS: tl.constexpr = total.shape[1]
+    mean = tl.sum(total, axis=1) * (1.0 / (COUNT * LOOP.HEAD))
+    numbers = COUNT * units_of(tl.arange(0, PROGRAMS), LOOP)[None, :]
+    away = total / tl.maximum(numbers, 1.0) - mean[:, None]
+    return mean, tl.sum(squares + numbers * away * away, axis=1) * (1.0 / (COUNT * LOOP.HEAD))
 
 
 @triton.jit
@@ -90,23 +74,45 @@ def normalised(sums, units, SITE: tl.constexpr):
     COUNT: tl.constexpr = len(sums)
     own = ()
     for index in tl.static_range(COUNT):
-        own = own + _moments(sums[index], units)
-    moments = _all_moments(own, units, SITE)
+        own = own + _own_moments(sums[index], units)
     scaled = ()
     scales = ()
+    if units.LOOP.MEMBERS > 1:
+        own = everybodys(own, units, SITE)
     for index in tl.static_range(COUNT):
-        scale = 1.0 / tl.sqrt(moments[2 * index + 1] + EPSILON)[None, :]
-        scaled = scaled + (_times(_less(sums[index], moments[2 * index]), scale),)
+        tiles, scale = _normalised(sums[index], own[2 * index], own[2 * index + 1], units)
+        scaled = scaled + (tiles,)
         scales = scales + (scale,)
     return scaled, scales
 
 
 @triton.jit
-def _through(d, scaled, mean, along, scale):
+def _normalised(tiles, total, squares, units):
+    """One sum's, from `_own_moments` of the program, or of the whole team."""
+    LOOP: tl.constexpr = units.LOOP
+    COUNT: tl.constexpr = len(tiles)
+    if LOOP.MEMBERS == 1:
+        mean = total * (1.0 / (COUNT * LOOP.HEAD))
+        variance = squares * (1.0 / (COUNT * LOOP.HEAD))
+    else:
+        mean, variance = _moments(total, squares, units, COUNT)
+    scale = 1.0 / tl.sqrt(variance + EPSILON)[None, :]
+    return _times(_less(tiles, mean), scale), scale
+
+
+@triton.jit
+def _through(d, scaled, total, along, scale, units):
+    """One sum's, from the sums of its d and of d * scaled over the program's units, or of each of the team's."""
+    LOOP: tl.constexpr = units.LOOP
     COUNT: tl.constexpr = len(d)
+    if LOOP.MEMBERS > 1:
+        total = tl.sum(total, axis=1)
+        along = tl.sum(along, axis=1)
+    total = total * (1.0 / (COUNT * LOOP.HEAD))
+    along = along * (1.0 / (COUNT * LOOP.HEAD))
     tiles = ()
     for index in tl.static_range(COUNT):
-        tiles = tiles + ((d[index] - mean[None, :] - scaled[index] * along[None, :]) * scale,)
+        tiles = tiles + ((d[index] - total[None, :] - scaled[index] * along[None, :]) * scale,)
     return tiles
 
 
@@ -116,9 +122,10 @@ def through_normalised(d, scaled, scales, units, SITE: tl.constexpr):
     COUNT: tl.constexpr = len(d)
     own = ()
     for index in tl.static_range(COUNT):
-        own = own + (own_mean(d[index], units), own_mean(_products(d[index], scaled[index]), units))
-    means = _means(own, units, SITE)
+        own = own + (own_sum(d[index], units), own_sum(_products(d[index], scaled[index]), units))
+    if units.LOOP.MEMBERS > 1:
+        own = everybodys(own, units, SITE)
     found = ()
     for index in tl.static_range(COUNT):
-        found = found + (_through(d[index], scaled[index], means[2 * index], means[2 * index + 1], scales[index]),)
+        found = found + (_through(d[index], scaled[index], own[2 * index], own[2 * index + 1], scales[index], units),)
     return found

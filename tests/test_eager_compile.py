@@ -78,7 +78,13 @@ def test_training_is_bitwise_and_compiles_at_most_twice(kind, options):
     assert targets.count(torch.ops.holdfast.eager.default) == 2
 
 
-@pytest.mark.parametrize("kind", MODULES)
+# In the quick run one of each path: segments, null steps, plain steps.
+OF_EACH_PATH = [
+    pytest.param(kind, marks=[] if kind in ("rnn", "lstm", "own") else [pytest.mark.thorough]) for kind in MODULES
+]
+
+
+@pytest.mark.parametrize("kind", OF_EACH_PATH)
 def test_every_argument(kind):
     m = MODULES[kind](**BOTH, dropout=0.3)
     counter = CompileCounterWithBackend("aot_eager")
@@ -107,6 +113,7 @@ def test_gates_and_inference():
                 torch.testing.assert_close(layer, of_layer)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("given", [{}, {"lengths": torch.tensor([3, 1])}], ids=["dense", "lengths"])
 def test_autocast(kind, given):
@@ -121,6 +128,7 @@ def test_autocast(kind, given):
     same(trained(m, torch.compile(forward, fullgraph=True, backend="aot_eager"), x), trained(m, forward, x))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_a_packed_sequence(kind, with_hx):
@@ -143,6 +151,14 @@ def test_a_packed_sequence(kind, with_hx):
     if with_hx and kind != "lstm":
         with pytest.raises(RuntimeError, match=r"Expected hidden size \(4, 2, 4\), got \[4, 1, 4\]"):
             compiled(PackedSequence(packed.data, packed.batch_sizes), h[:, :1])
+
+
+def test_weights_that_were_replaced():
+    m, x = holdfast.GRU(INPUT, H), torch.randn(3, 2, INPUT).double()
+    for name, weight in list(m.named_parameters()):
+        setattr(m, name, torch.nn.Parameter(weight.double()))
+    found = torch.compile(m, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, m(x), rtol=0, atol=0)
 
 
 def test_packing_inside_of_what_is_compiled():
@@ -273,6 +289,7 @@ def test_second_derivatives_of_an_exported_program():
     assert torch.autograd.gradgradcheck(lambda x: again(x)[0], (x.requires_grad_(),))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("needs", [False, True])
 @pytest.mark.parametrize("kind", ["gru", "lstm_proj"])
 def test_opcheck(kind, needs):

@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import holdfast
+from holdfast.kernels.interpreter import interpret
 
 T, B, INPUT, HIDDEN = 6, 3, 2, 4
 LENGTHS = [4, 0, 6]
@@ -83,6 +84,105 @@ def test_projected_h_is_narrower():
 def panels(figure):
     """The axes with an image, and the colour bars."""
     return [ax for ax in figure.axes if ax.images], [ax for ax in figure.axes if not ax.images]
+
+
+def leaves(module, *tensors):
+    return [t.clone().requires_grad_() for t in tensors], list(module.parameters())
+
+
+def grads_of(results, weights, wanted):
+    loss = sum((t * w).sum() for t, w in zip(results, weights, strict=True))
+    return torch.autograd.grad(loss, wanted)
+
+
+def test_gradients_of_every_state_are_those_of_a_loop_over_a_cell():
+    """Of h and c in every step, with lengths, resets and an initial state; torch.nn's cell is the loop."""
+    module, cell = holdfast.LSTM(INPUT, HIDDEN).double(), torch.nn.LSTMCell(INPUT, HIDDEN).double()
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in module.state_dict().items()})
+    x, h0, c0 = (torch.randn(*size).double() for size in ((T, B, INPUT), (1, B, HIDDEN), (1, B, HIDDEN)))
+    resets = torch.rand(T, B) < 0.3
+    (x1, h1, c1), own = leaves(module, x, h0, c0)
+    *_, (gates,) = module(x1, (h1, c1), lengths=LENGTHS, resets=resets, return_gates="differentiable")
+
+    (x2, h2, c2), others = leaves(cell, x, h0, c0)
+    h, c, steps = h2[0], c2[0], []
+    for t in range(T):
+        keep = ~resets[t, :, None] | (t >= torch.tensor(LENGTHS)[:, None])
+        new = cell(x2[t], (h * keep, c * keep))
+        live = (t < torch.tensor(LENGTHS))[:, None]
+        h, c = (torch.where(live, n, o) for n, o in zip(new, (h, c), strict=True))
+        steps.append((h * live, c * live))
+    expected = [torch.stack(of) for of in zip(*steps, strict=True)]
+    torch.testing.assert_close([gates["h"], gates["c"]], expected)
+    weights = [torch.randn_like(t) for t in expected]
+    # h_0 and c_0 of a row without steps, or reset at once, have none
+    torch.testing.assert_close(
+        grads_of([gates["h"], gates["c"]], weights, [x1, h1, c1, *own]),
+        grads_of(expected, weights, [x2, h2, c2, *others]),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    "make",
+    [lambda **o: holdfast.LSTM(2, 2, proj_size=1, **o), lambda **o: holdfast.GRU(2, 2, **o)],
+    ids=["lstm_proj", "gru"],
+)
+def test_gradcheck_through_every_gate_and_state(make):
+    module = make(num_layers=2, bidirectional=True, batch_first=True).double()
+    x = torch.randn(2, 3, 2).double().requires_grad_()
+
+    def every(x, *weights):
+        named = dict(zip(dict(module.named_parameters()), weights, strict=True))
+        *_, gates = torch.func.functional_call(module, named, (x,), {"return_gates": "differentiable"})
+        return tuple(t for layer in gates for t in layer.values())
+
+    detached = [t for layer in module(x, return_gates=True)[2] for t in layer.values()]
+    torch.testing.assert_close(list(every(x, *module.parameters())), detached)
+    assert torch.autograd.gradcheck(every, (x, *module.parameters()), fast_mode=True)
+
+
+class Cells(torch.nn.Module):
+    """The cell states of an LSTM's layers in every step."""
+
+    def __init__(self, return_gates):
+        super().__init__()
+        self.lstm, self.return_gates = holdfast.LSTM(INPUT, HIDDEN, num_layers=2), return_gates
+
+    def forward(self, x):
+        *_, gates = self.lstm(x, return_gates=self.return_gates)
+        return [layer["c"] for layer in gates]
+
+
+def test_gradients_of_gates_in_whole_graphs():
+    module, x = Cells("differentiable"), torch.randn(T, B, INPUT)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(module, (x,)).module()
+    expected = grads_of([c.square() for c in module(x)], [1.0, 2.0], list(module.parameters()))
+    assert all(g.any() for g in expected)
+    for run in (compiled, exported):
+        found = grads_of([c.square() for c in run(x)], [1.0, 2.0], list(run.parameters()))
+        assert all(map(torch.equal, found, expected))
+    module.return_gates = True
+    assert not any(c.requires_grad for c in compiled(x))
+
+
+def test_kernels_refuse_gradients_of_gates_by_name():
+    module, x = holdfast.LSTM(INPUT, HIDDEN), torch.randn(T, B, INPUT)
+    with interpret():
+        plan = module.explain(x, return_gates="differentiable")
+        assert (plan.op, [reason.name for reason in plan.reasons]) == ("recurrence", ["differentiable_gates"])
+        with holdfast.backend("triton"), pytest.raises(RuntimeError, match="differentiable_gates"):
+            module(x, return_gates="differentiable")
+        *_, (gates,) = module(x, return_gates="differentiable")
+        with torch.no_grad(), holdfast.backend("triton"):  # no backward pass can follow
+            *_, (values,) = module(x, return_gates="differentiable")
+    assert gates["c"].requires_grad
+    assert not values["c"].requires_grad
+    for name, value in values.items():
+        torch.testing.assert_close(value, gates[name].detach(), atol=1e-3, rtol=1e-3)  # the kernels multiply in TF32
+    with pytest.raises(ValueError, match="return_gates should be False, True or 'differentiable', got 'states'"):
+        module(x, return_gates="states")
 
 
 def test_plot_has_a_panel_for_each_gate_layer_and_direction(kind, tmp_path):

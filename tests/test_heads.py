@@ -15,8 +15,6 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import holdfast
-from holdfast.autotune.pin import pinned
-from holdfast.kernels.config import Config
 from holdfast.kernels.heads import block_diagonal, diagonal_blocks
 from holdfast.kernels.interpreter import interpret
 
@@ -323,14 +321,3 @@ def test_an_infinite_weight_stays_in_its_block():
     dense = block_diagonal(module.weight_hh_l0.detach(), N)
     assert torch.equal(dense.isfinite().logical_not().nonzero(), torch.tensor([[0, 0]]))
     assert torch.equal(diagonal_blocks(dense, N), module.weight_hh_l0)
-
-
-def test_layers_whose_heads_are_as_large_are_not_confused():
-    """20 units and two heads of 20 in one process: what was chosen for the one is not the other's."""
-    x = torch.randn(3, 2, 3)
-    with interpret(), pinned(Config("cooperative", 16, 16, 32)):
-        for hidden, heads in ((20, 1), (40, 2)):
-            module = holdfast.LSTM(3, hidden, num_heads=heads)
-            with holdfast.backend("eager"):
-                right = module(x)[0]
-            torch.testing.assert_close(module(x)[0], right, rtol=1e-4, atol=1e-5)

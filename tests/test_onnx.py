@@ -27,6 +27,7 @@ KINDS = {
     "lstm_peephole": lambda **o: holdfast.LSTM(INPUT, H, peepholes=True, **o),
     "lstm_activations": lambda **o: holdfast.LSTM(INPUT, H, activation="elu", recurrent_activation="hard_sigmoid", **o),
 }
+WAYS = ["torchscript", "dynamo", "program"]
 LAYERS = [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False, "batch_first": True}]
 
 
@@ -47,16 +48,19 @@ def flat(value):
     return [t for each in (value.values() if isinstance(value, dict) else value) for t in flat(each)]
 
 
-def session_of(model, given, dynamo, batch_first, path):
-    """The model as ONNX at the sizes of `given`, all lengths and batch sizes open."""
+def session_of(model, given, way, batch_first, path):
+    """The model as ONNX at the sizes of `given`, all lengths and batch sizes open; "program": as its program."""
     arguments = tuple(value for name, value in given.items() if name != "lengths")
     keywords = {name: value for name, value in given.items() if name == "lengths"}
-    if dynamo:
+    if way != "torchscript":
         a, states = Dim.AUTO, {1: Dim.AUTO}
         of = {"input": {0: a, 1: a}, "hx": (states, states), "lengths": {0: a}}
         if "hx" in given and isinstance(given["hx"], torch.Tensor):
             of["hx"] = states
         shapes = {name: of[name] for name in given}
+        if way == "program":
+            model, arguments = torch.export.export(model, arguments, keywords, dynamic_shapes=shapes), ()
+            keywords = shapes = None
         torch.onnx.export(model, arguments, path, kwargs=keywords, dynamo=True, dynamic_shapes=shapes, verbose=False)
     else:
         names = [f"{name}{k}" for name, value in given.items() for k in range(len(flat(value)))]
@@ -87,12 +91,12 @@ def compare(session, model, m, with_hx=False, with_lengths=False):
 @pytest.mark.parametrize("arguments", [(False, False), (True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("options", LAYERS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-def test_every_cell_at_other_sizes(dynamo, kind, options, arguments, tmp_path):
+@pytest.mark.parametrize("way", WAYS)
+def test_every_cell_at_other_sizes(way, kind, options, arguments, tmp_path):
     """With hx, with lengths; the operators of ONNX, one a layer."""
     m = KINDS[kind](**options).eval()
     path = str(tmp_path / "m.onnx")
-    session = session_of(m, inputs(m, 3, 5, *arguments), dynamo, m.batch_first, path)
+    session = session_of(m, inputs(m, 3, 5, *arguments), way, m.batch_first, path)
     compare(session, m, m, *arguments)
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert sum(name in ("LSTM", "GRU", "RNN") for name in operators) == m.num_layers
@@ -112,17 +116,17 @@ class Tagger(nn.Module):
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernels", [False, True], ids=["eager", "kernels"])
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-def test_inside_a_model_and_where_kernels_run(dynamo, kind, kernels, tmp_path):
+@pytest.mark.parametrize("way", WAYS)
+def test_inside_a_model_and_where_kernels_run(way, kind, kernels, tmp_path):
     m = KINDS[kind](bidirectional=True, batch_first=True)
     model = Tagger(m).eval()
     given = inputs(m, 3, 5, False, False)
     path = str(tmp_path / "m.onnx")
     if kernels:
         with interpret(), holdfast.backend("triton"):
-            session = session_of(model, given, dynamo, True, path)
+            session = session_of(model, given, way, True, path)
     else:
-        session = session_of(model, given, dynamo, True, path)
+        session = session_of(model, given, way, True, path)
     compare(session, model, m)
 
 
@@ -146,14 +150,17 @@ def test_a_root_module_through_torchscript_as_it_was_reported():
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_cells(kind, dynamo, tmp_path):
+def test_cells(kind, way, tmp_path):
     cell = getattr(holdfast, f"{kind}Cell")(INPUT, H).eval()
     path, x = str(tmp_path / "c.onnx"), torch.randn(3, INPUT)
-    if dynamo:
+    if way == "dynamo":
         shapes = ({0: Dim.AUTO},)
         torch.onnx.export(cell, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    elif way == "program":
+        program = torch.export.export(cell, (x,), dynamic_shapes=({0: Dim.AUTO},))
+        torch.onnx.export(program, (), path, dynamo=True, verbose=False)
     else:
         torch.onnx.export(cell, (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "B"}})
     session = onnxruntime.InferenceSession(path)
@@ -171,9 +178,9 @@ LACKING = {
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("what", LACKING)
-def test_what_onnx_lacks_is_refused_by_name(what, dynamo):
+def test_what_onnx_lacks_is_refused_by_name(what, way):
     make, given = LACKING[what]
 
     class Model(nn.Module):
@@ -184,5 +191,8 @@ def test_what_onnx_lacks_is_refused_by_name(what, dynamo):
         def forward(self, x):
             return self.recurrent(x, **given)[0]
 
+    model, arguments = Model().eval(), (torch.randn(5, 2, INPUT),)
+    if way == "program":
+        model, arguments = torch.export.export(model, arguments), ()
     with pytest.raises(Exception, match=f"ONNX's recurrent operators have no {what}"):
-        torch.onnx.export(Model().eval(), (torch.randn(5, 2, INPUT),), io.BytesIO(), dynamo=dynamo, verbose=False)
+        torch.onnx.export(model, arguments, io.BytesIO(), dynamo=way != "torchscript", verbose=False)

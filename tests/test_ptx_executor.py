@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from triton.backends import backends
+from triton.backends.compiler import GPUTarget, Language
+from triton.compiler.compiler import make_backend
 
 import holdfast
 from holdfast.bench.check.features import draw_call, errors_of
@@ -17,7 +21,7 @@ from holdfast.bench.method import fake_driver
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.kept import Keep
-from holdfast.kernels.ptx.executor import TARGETS, compiled
+from holdfast.kernels.ptx.executor import TARGETS, compiled, nvidia_up_to_ptx
 from holdfast.kernels.ptx.machine import Behaviour
 from holdfast.kernels.resources import NotResidentError
 from holdfast.kernels.stall import StalledError
@@ -160,6 +164,17 @@ def test_too_few_programs_are_refused():
         layer.kernels(CPU)
     with compiled("sm_80", admitted_programs=1), pytest.raises(NotResidentError):
         layer.kernels(CPU)
+
+
+def test_without_ptxas_kernels_have_names_of_their_own_in_the_cache():
+    """Or a GPU would load what has no machine code."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    with patch.dict(backends, nvidia=nvidia_up_to_ptx()):
+        without = make_backend(GPUTarget("cuda", 90, 32))
+    assert without.hash() != backend.hash()
+    stages: dict[str, object] = {}
+    without.add_stages(stages, without.parse_options({"arch": "sm90"}), Language.TRITON)
+    assert stages["cubin"]("a kernel's PTX", {}) == b""
 
 
 def test_a_target_that_it_does_not_know():

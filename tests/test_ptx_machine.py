@@ -389,6 +389,30 @@ def test_a_wait_in_vain_is_a_deadlock_or_ends_at_its_limit():
     assert out[0] == 1
 
 
+def test_a_lane_that_leaves_a_wait_does_not_put_the_others_to_sleep():
+    """Lane 1 waits for two words, lane 0 for the first of its own. Once lane 0 has left, lane 1's second load is as it
+    was before, but its first one may just have found what it waits for."""
+    writer = "setp.ne.s32 %p9, %r1, 0;\n@%p9 bra POLL;\nsetp.ne.s32 %p8, %r0, 0;\n@%p8 bra END;\n"
+    writer += "".join(f"st.relaxed.gpu.global.b32 [%rd0+{place}], 1;\n" for place in (512, 0, 128)) + "bra END;\n"
+    poll = """
+    POLL:
+    setp.gt.s32 %p8, %r0, 1;
+    @%p8 bra END;
+    setp.eq.s32 %p1, %r0, 1;
+    mad.wide.s32 %rd9, %r0, 128, %rd0;
+    AGAIN:
+    mov.b32 %r3, 1;
+    ld.relaxed.gpu.global.b32 %r2, [%rd9];
+    @%p1 ld.relaxed.gpu.global.b32 %r3, [%rd0+512];
+    and.b32 %r4, %r2, %r3;
+    setp.eq.s32 %p2, %r4, 0;
+    @%p2 bra AGAIN;
+    END:
+    """
+    for seed in range(60):
+        run(writer + poll, [ints(256)], grid=2, seed=seed)
+
+
 def test_a_program_may_be_kept_from_starting():
     """The others wait in vain for it."""
     with pytest.raises(DeadlockError):

@@ -118,7 +118,7 @@ def test_without_a_mutation_they_are_right(kernel):
         # Addresses.
         (SPIN_90, moved(r"st\.shared", 1), MisalignedError, "st.shared"),
         (SPIN_90, moved(r"st\.shared", 65536), OutOfBoundsError, "st.shared"),
-        (SPIN_90, moved(r"st\.global", 1, -1), MisalignedError, "st.global"),
+        (SPIN_90, moved(r"st\.global", 1, -1), (MisalignedError, OutOfBoundsError), "st.global"),
     ],
 )
 def test_it_is_reported(kernel, edit, error, says):
@@ -161,8 +161,7 @@ def test_a_store_to_the_neighbours_place_is_caught():
 def test_races_that_are_let_happen_reach_the_numbers():
     """A release made relaxed: its team reads what is not there yet, in one schedule or another."""
     edit = changed(r"\.gpu\.release", ".gpu.relaxed", 0)
-    right = [numbers_are_right(BARRIER_80, edit, seed=seed, report_races=False) for seed in range(6)]
-    assert not all(right)
+    assert not all(numbers_are_right(BARRIER_80, edit, seed=seed, report_races=False) for seed in range(6))
 
 
 @pytest.mark.slow

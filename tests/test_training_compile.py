@@ -28,6 +28,9 @@ pytestmark = [
 CELLS = {"rnn": (holdfast.RNN, nn.RNN), "gru": (holdfast.GRU, nn.GRU), "lstm": (holdfast.LSTM, nn.LSTM)}
 INPUT, HIDDEN = 7, 5
 
+IN_GENERAL = [pytest.param(cell, marks=[] if cell == "lstm" else [pytest.mark.thorough]) for cell in CELLS]
+"""For what asks little of a cell: the quick run asks it of an LSTM, whose state is a pair."""
+
 
 @pytest.fixture(autouse=True)
 def interpreter():
@@ -77,7 +80,7 @@ def steps(model, forward, sizes):
     return [x.grad, *model.parameters()]
 
 
-SIZES = [(2, 3), (2, 3), (3, 4), (4, 5), (5, 2), (3, 6)]
+SIZES = [(2, 3), (3, 4), (5, 2), (3, 6)]
 
 
 @pytest.mark.sampled(1)
@@ -95,7 +98,7 @@ def test_training_compiles_whole_and_at_most_twice(cell, keep, interpreter):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", IN_GENERAL)
 def test_sizes_marked_dynamic_compile_once(cell):
     a, _ = pair(cell)
     counter = CompileCounterWithBackend("aot_eager")
@@ -110,7 +113,7 @@ def test_sizes_marked_dynamic_compile_once(cell):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", IN_GENERAL)
 def test_inference_compiles_whole(cell):
     a, b = pair(cell)
     counter = CompileCounterWithBackend("aot_eager")
@@ -124,7 +127,7 @@ def test_inference_compiles_whole(cell):
     assert counter.frame_count == first
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", IN_GENERAL)
 def test_initial_states_and_autocast(cell):
     a, b = pair(cell)
     compiled = torch.compile(a, fullgraph=True, backend="aot_eager")
@@ -195,6 +198,7 @@ def test_inductor(cell):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_export_with_dynamic_sizes(cell, strict):

@@ -127,7 +127,7 @@ class Layer:
         options: dict[str, Any] = {"bias": case.bias, "batch_first": case.batch_first}
         options["bidirectional"] = case.directions == 2
         if case.cell not in _TORCH:
-            return PlainLayer(case.cell, case.input_size, case.hidden_size, **options)
+            return PlainLayer(case.cell, case.input_size, case.hidden_size, num_heads=case.num_heads, **options)
         options |= {"nonlinearity": "relu"} if case.cell == "rnn_relu" else {}
         return _TORCH[case.cell](case.input_size, case.hidden_size, **options)
 

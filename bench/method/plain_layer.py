@@ -7,12 +7,15 @@ from torch import Tensor, nn
 
 from ...cells.eager.recurrence import unroll
 from ...cells.eager.reference import reference_of
+from ...kernels.heads import diagonal_blocks
 
 
 class PlainLayer(nn.Module):
     """Stands beside torch.nn.RNN, GRU and LSTM of one layer: same arguments, parameter names and results.
 
     A cell's own numbers per unit are `weight_unit_l0` [P, H].
+
+    num_heads:  W_hh is taken to be zero outside of so many diagonal blocks, and a normalised cell's means are of each.
     """
 
     def __init__(
@@ -25,11 +28,12 @@ class PlainLayer(nn.Module):
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
+        num_heads: int = 1,
     ) -> None:
         super().__init__()
         if num_layers != 1:
             raise ValueError(f"num_layers should be 1 for a cell that torch.nn lacks, got {num_layers}")
-        self.cell, self.batch_first = cell, batch_first
+        self.cell, self.batch_first, self.num_heads = cell, batch_first, num_heads
         reference = reference_of(cell)
         rows = reference.gates * hidden_size
         sizes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
@@ -52,7 +56,8 @@ class PlainLayer(nn.Module):
         initial = (hx,) if isinstance(hx, Tensor) else hx
         outputs, finals = [], []
         for direction, names in enumerate(self.names):
-            weights = [self.get_parameter(name) for name in names]
+            w_ih, w_hh, *rest = [self.get_parameter(name) for name in names]
+            weights = [w_ih, diagonal_blocks(w_hh, self.num_heads), *rest]
             states = tuple(state[direction] for state in initial)
             y, final = unroll(self.cell, x, weights, states, reverse=direction == 1)
             outputs.append(y)

@@ -45,6 +45,14 @@ def forward_ad_dual(call: Call, facts: Facts) -> Reason | None:
     return Reason("forward_ad", "a forward-mode derivative is asked for, which the kernels do not have")
 
 
+def differentiable_gates(call: Call, facts: Facts) -> Reason | None:
+    """The backward loops take a gradient of h in every step, of the other states at the end alone, of gates nowhere."""
+    if call.return_gates != "differentiable" or not facts.trains:
+        return None
+    why = 'return_gates="differentiable": the kernels\' backward pass takes no gradients of gates or of c in every step'
+    return Reason("differentiable_gates", why)
+
+
 def no_gpu(call: Call, facts: Facts) -> Reason | None:
     if in_reach_of_kernels(call.x):
         return None
@@ -166,7 +174,7 @@ PROBLEM: tuple[Predicate, ...] = (
     empty_batch,
 )
 # About the moment of the call: the same problem may run on a kernel at another time.
-MOMENT: tuple[Predicate, ...] = (backend_eager, tracing, transform, forward_ad_dual)
+MOMENT: tuple[Predicate, ...] = (backend_eager, tracing, transform, forward_ad_dual, differentiable_gates)
 
 
 def reasons(predicates: tuple[Predicate, ...], call: Call, facts: Facts, *, every: bool) -> tuple[Reason, ...]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ...kernels.kept import Keep
 
 State = Tensor | tuple[Tensor, ...]
+ReturnGates = bool | Literal["differentiable"]
 
 
 class Layers(NamedTuple):
@@ -84,7 +85,7 @@ class Call(NamedTuple):
     resets:    [T, B] bool, time-major also where the layers are batch_first, any strides; or None. True also past a
                sequence's end, where it means nothing.
     reset_hx:  the state that resets lead to, as hx; may be an expanded view.
-    return_gates:  the user asks for every gate and state as well.
+    return_gates:  the user asks for every gate and state as well, "differentiable": with gradients.
     lengths, resets and reset_hx are on the device of x.
     """
 
@@ -98,7 +99,7 @@ class Call(NamedTuple):
     lengths: Tensor | None = None
     resets: Tensor | None = None
     reset_hx: State | None = None
-    return_gates: bool = False
+    return_gates: ReturnGates = False
 
     @property
     def states(self) -> tuple[Tensor, ...]:

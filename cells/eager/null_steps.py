@@ -18,6 +18,7 @@ infinity), a step that should have left zero did not: that is looked at, and seg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -38,21 +39,19 @@ DRIVES: dict[str, tuple[tuple[int, ...], ...]] = {
 class Walk(NamedTuple):
     """The steps of one direction of a walk over [T, B] rows, with the null and hold steps among them.
 
-    steps:   how many there are, S.
-    source:  [N], of every step that counts the index into T*B, or None where each does.
-    place:   [N], the index into S*B of the same.
-    back:    [T*B], the index into S*B that every step's output is read from; any index past a row's end.
-    last:    [B], the index into S*B of a row's last step; any index in a row without steps.
-    flags:   [S, B, K] bool: which step is null, and which is a hold.
-    idle:    [M], the indices into S*B of all null and hold steps.
+    steps:    how many there are, S.
+    counted:  how many of all rows are steps of the call, and neither null nor hold.
+    source:   [S*B], what every step is: the index into T*B, T*B of a null and T*B + 1 of a hold step.
+    back:     [T*B], the index into S*B that every step's output is read from; any index past a row's end.
+    last:     [B], the index into S*B of a row's last step; any index in a row without steps.
+    idle:     [M], the indices into S*B of all null and hold steps.
     """
 
     steps: int
-    source: Tensor | None
-    place: Tensor
+    counted: int
+    source: Tensor
     back: Tensor
     last: Tensor
-    flags: Tensor
     idle: Tensor
 
 
@@ -99,27 +98,29 @@ def walks_of(call: Call) -> list[Walk]:
     rows = torch.arange(B, device=device)
     at = torch.arange(T, device=device)[:, None].expand(T, B)
     if call.resets is not None:
-        inside = call.resets[1:] if ended is None else call.resets[1:] & ~ended[1:]
-        at = at + F.pad(inside.cumsum(0), (0, 0, 1, 0))
-    last, source = at[-1], None
+        nulls = (call.resets if ended is None else call.resets & ~ended).cumsum(0)
+        at = at + nulls.sub_(nulls[:1].clone())  # none before the first step: that reset is in hx
+    last, counting = at[-1], torch.arange(T * B, device=device)
     if call.lengths is not None and ended is not None:
-        source = (~ended).flatten().nonzero().squeeze(1)
+        counting = (~ended).flatten().nonzero().squeeze(1)
         last = at.gather(0, (call.lengths - 1).clamp(min=0)[None])[0]
         last = last.masked_fill(call.lengths == 0, -1)
     steps = int(last.max()) + 1
     if steps > T:  # in few sizes: oneDNN took 4 ms to prepare for each new one
         grain = max(1, T // 32)
         steps += -(steps - T) % grain
-    past = torch.arange(steps, device=device)[:, None] > last
+    if call.layers.n_states == 2:
+        idle_step = (torch.arange(steps, device=device)[:, None] > last).flatten() + T * B
+    else:
+        idle_step = counting.new_full((steps * B,), T * B)
+    ends = last.clamp(min=0) * B + rows
     walks = []
     for direction in range(call.layers.directions):
-        back = ((at if direction == 0 else last - at).clamp(0, steps - 1) * B + rows).flatten()
-        place = back if source is None else back.index_select(0, source)
-        idle = past.new_ones(steps * B).index_fill_(0, place, False)
-        of_step = idle.view(steps, B)
-        flags = (of_step & ~past, past) if call.layers.n_states == 2 else (of_step,)
-        ends = last.clamp(min=0) * B + rows
-        walks.append(Walk(steps, source, place, back, ends, torch.stack(flags, -1), idle.nonzero().squeeze(1)))
+        back = at if direction == 0 else last - at
+        back = ((back if ended is None else back.clamp(0, steps - 1)) * B + rows).flatten()
+        place = back if call.lengths is None else back.index_select(0, counting)
+        source = idle_step.index_copy(0, place, counting)
+        walks.append(Walk(steps, len(counting), source, back, ends, (source >= T * B).nonzero().squeeze(1)))
     return walks
 
 
@@ -137,14 +138,15 @@ def _one_layer(
     """One layer in one direction: y [T, B, H], any numbers past a row's end, and the final states [1, B, H]."""
     layers, (T, B, width) = call.layers, x.shape
     closing, bias = layers.cell in DRIVES, layers.bias
-    rows = x.flatten(0, 1)
-    rows = rows if walk.source is None else rows.index_select(0, walk.source)
-    laid = rows.new_zeros(walk.steps * B, width).index_copy(0, walk.place, rows).unflatten(0, (walk.steps, B))
     if closing:
         weights, bias = _with_columns(layers, weights, decision.autocast or x.dtype)
-        flags = walk.flags.to(x.dtype)
-        counts = (1 - flags[..., :1]).expand(-1, -1, weights[0].shape[1] - width - flags.shape[-1])
-        laid = torch.cat((laid, flags, counts), -1)
+    kinds = F.pad(x.flatten(0, 1), (0, weights[0].shape[1] - width, 0, 2))  # every step, a null and a hold step
+    if closing:
+        flags = layers.n_states
+        with torch.no_grad():  # no derivative reads these numbers
+            kinds[-2, width] = kinds[-1, width + flags - 1] = 1
+            kinds[:-2, width + flags :] = 1
+    laid = kinds.index_select(0, walk.source).unflatten(0, (walk.steps, B))
     training = layers.training or cudnn_backward_wants_training_mode(call, decision)
     y, *after = FUSED_OPS[layers.cell](laid, as_hx(states), weights, bias, 1, 0.0, training, False, False)
     y = y.flatten(0, 1)
@@ -165,10 +167,8 @@ def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype)
     because a product there may round to TF32.
     """
     w_ih, w_hh, *others = weights
-    drives = DRIVES[layers.cell]
-    H = w_ih.shape[0] // len(drives)
-    large = torch.finfo(dtype).max / 4
-    columns = [torch.tensor(drives, dtype=w_ih.dtype, device=w_ih.device).mul_(large).repeat_interleave(H, 0)]
+    H = layers.hidden_size
+    columns = [_closing_columns(layers.cell, H, dtype, w_ih.dtype, w_ih.device)]
     if layers.bias and layers.cell == "gru":
         b_rz, b_n = others[0].split((2 * H, H))
         others[0] = torch.cat((b_rz, torch.zeros_like(b_n)))
@@ -177,6 +177,16 @@ def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype)
         b_ih, b_hh, *others = others
         columns += [part.unsqueeze(1) for part in _parts(b_ih + b_hh)]
     return [torch.cat((w_ih, *columns), 1), w_hh, *others], layers.bias and layers.cell == "gru"
+
+
+@lru_cache(maxsize=64)
+def _closing_columns(
+    cell: str, hidden_size: int, computed: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[G*H, flags], the same for every call. computed: the dtype of the gates, whose largest number closes them."""
+    with torch.inference_mode(False), torch.no_grad():
+        drives = torch.tensor(DRIVES[cell], dtype=dtype, device=device).mul_(torch.finfo(computed).max / 4)
+        return drives.repeat_interleave(hidden_size, 0)
 
 
 def _parts(t: Tensor) -> list[Tensor]:

@@ -43,7 +43,7 @@ def layout_of(call: Call) -> Layout:
     if can_close(call):
         walks = walks_of(call)
         most = MOST_STEPS_OF_A_KERNEL if _runs_as_a_kernel(call) else MOST_STEPS_OF_A_LOOP
-        if walks[0].steps * call.batch_size <= most * len(walks[0].place):
+        if walks[0].steps * call.batch_size <= most * walks[0].counted:
             return Layout(_name_of_steps(call), call, walks)
     return Layout("packing" if call.resets is None else "packed segments", call, [])
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ...kernels.heads import block_diagonal
 from ..call.records import Call, Decision
+from ..gates import detached
 from .fused import answer_dtypes
 from .noise import Noise, draw
 from .reference import reference_of
@@ -25,7 +26,7 @@ def run_recurrence(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run a checked call: (output, final states); output as the layers' batch_first, or packed rows.
 
-    traces:  a list that gets for each layer what every gate and state was, by name, [T, B, D*H], detached.
+    traces:  a list that gets for each layer what every gate and state was, by name, [T, B, D*H].
     """
     noise, dtype = draw(call), decision.autocast
     if dtype is None:
@@ -87,7 +88,8 @@ def _run_layers(
             finals.append(states)
         x = torch.cat(outputs, -1)
         if traces is not None:
-            traces.append({name: torch.cat([trace[name] for trace in seen], -1) for name in seen[0]})
+            whole = {name: torch.cat([trace[name] for trace in seen], -1) for name in seen[0]}
+            traces.append(whole if call.return_gates == "differentiable" else detached(whole))
         if layer < layers.num_layers - 1 and layers.dropout > 0:
             x = F.dropout(x, layers.dropout, layers.training)
     return x, tuple(torch.stack(of_one_state) for of_one_state in zip(*finals, strict=True))
@@ -141,7 +143,7 @@ def unroll(
     reset_states:  [B, H] each, or empty for zeros.
     dropout:       [B, H], a factor of h on its way into w_hh, or None.
     zoneout:       per state [T, B, H], the share of the state before the step, or None; may be empty.
-    trace:         a dict that gets every gate and state by name, [T, B, H], detached.
+    trace:         a dict that gets every gate and state by name, [T, B, H].
     """
     reference = reference_of(cell)
     w_ih, w_hh, b_ih, b_hh, parameters = named_weights(weights)
@@ -177,7 +179,7 @@ def unroll(
     if trace is not None:
         names = (*reference.gate_names, *reference.state_names)
         values = map(over_time, zip(*seen, strict=True))
-        trace.update({name: value.detach() for name, value in zip(names, values, strict=True)})
+        trace.update(zip(names, values, strict=True))
     return over_time(h_of_steps), states
 
 

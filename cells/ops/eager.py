@@ -12,16 +12,20 @@ state in the token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..call.records import Call, Decision, Layers, as_hx
+from ..call.surroundings import in_onnx_export, watched
 from ..eager.fused import answer_dtypes
 from ..eager.reference import reference_of
 from ..eager.run import run_eager
+from ..gates import detached
 from .layer import LIBRARY
+from .onnx import run_onnx
 from .options import declared
 
 
@@ -81,9 +85,9 @@ def run_as_op(
     x = call.x.transpose(0, 1) if batch_first else call.x
     y, *rest = torch.ops.holdfast.eager.default(x, layers.weights, *told, *given)
     if traces is not None:
-        names = _trace_names(layers.cell)
-        values = iter(rest[layers.n_states :])
-        traces.extend({name: next(values) for name in names} for _ in range(layers.num_layers))
+        names, values = _trace_names(layers.cell), iter(rest[layers.n_states :])
+        of_layers = [dict(zip(names, values, strict=False)) for _ in range(layers.num_layers)]
+        traces.extend(of_layers if call.return_gates == "differentiable" else map(detached, of_layers))
     return y.transpose(0, 1) if batch_first else y, tuple(rest[: layers.n_states])
 
 
@@ -119,7 +123,7 @@ def eager_forward(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list
 def eager_backward(
     token: Tensor, grads: Sequence[Tensor | None], x: Tensor, weights: Sequence[Tensor], *arguments: Any
 ) -> list[Tensor]:
-    """Gradients of what `needs` them from those of y and the final states, None where nothing used one."""
+    """Gradients of what `needs` them from those of the results of `eager`, None where nothing used one."""
     told, needs, given = _taken_apart(arguments)
     storage = token.untyped_storage()
     graph = getattr(storage, "graph", None)
@@ -202,10 +206,15 @@ def fake_eager_backward(
 def differentiable_eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
     """`holdfast::eager` as autograd sees it."""
     told, given = Told(*arguments[: len(Told._fields)]), Given(*arguments[len(Told._fields) :])
+    if in_onnx_export():  # of an ExportedProgram: the exporter runs its graph once more, to decompose it
+        y, states = run_onnx(_call(x, weights, told, given))
+        return [y, *states]
     tensors = (x, *weights, *(given.hx or ()), *(given.reset_hx or ()))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         counts = (1 + len(weights), len(given.hx or ()))
         return list(_Eager.apply(told, given._replace(hx=None, reset_hx=None), counts, *tensors))
+    if not watched() and all([type(t) in (Tensor, torch.nn.Parameter) for t in tensors]):
+        return eager(x, weights, *arguments)  # without the way there and back through the dispatcher
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.holdfast.eager.default(x, weights, *arguments)
 
@@ -220,7 +229,6 @@ class _Eager(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             *results, token = torch.ops.holdfast.eager_forward.default(x, weights, *told, ctx.needs, *given)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*results[1 + len(told.zoneout) :])
         ctx.n = len(tensors)
         ctx.given = [t is not None for t in cuts[2:]]
         ctx.save_for_backward(*tensors, token, *(t for t in cuts[2:] if t is not None))
@@ -233,7 +241,7 @@ class _Eager(torch.autograd.Function):
         x, weights, given = _parted(
             tensors, ctx.counts, Given(None, None, *(next(rest) if there else None for there in ctx.given))
         )
-        of_results = list(grads[: 1 + len(ctx.told.zoneout)])
+        of_results = list(grads)
         if torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():  # to be differentiated again
             wanted = [t for t, need in zip(tensors, ctx.needs, strict=True) if need]
             found = iter(_differentiable_gradients(of_results, wanted, x, weights, ctx.told, given))
@@ -302,7 +310,7 @@ def _call(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given) -> Cal
         lengths=given.lengths,
         resets=given.resets,
         reset_hx=as_hx(tuple(given.reset_hx)) if given.reset_hx else None,
-        return_gates=told.return_gates,
+        return_gates="differentiable" if told.return_gates else False,
     )
 
 
@@ -311,9 +319,16 @@ def _run(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given, *, trai
     if call.batch_sizes is not None and call.hx is not None and told.cell != "lstm":  # torch.nn's LSTM broadcasts it
         _check_packed_hx(call)
     traces: list[dict[str, Tensor]] | None = [] if told.return_gates else None
-    with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
+    with _cast_to(autocast, x.device.type):
         y, states = run_eager(call, trains=trains, autocast=autocast, traces=traces)
     return [y, *states, *(value for layer in traces or () for value in layer.values())]
+
+
+def _cast_to(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager[Any]:
+    """Autocast as it was when the call was traced. Entering it takes as long as torch.rnn_tanh of one small step."""
+    if dtype is None and not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
 
 
 def _check_packed_hx(call: Call) -> None:
@@ -380,3 +395,5 @@ for op, fake in ((eager, fake_eager), (eager_forward, fake_eager_forward), (eage
     LIBRARY.impl(op.__name__, op, "CompositeExplicitAutograd")
     torch.library.register_fake(f"holdfast::{op.__name__}", fake, lib=LIBRARY)
 LIBRARY.impl("eager", differentiable_eager, "Autograd")
+for below in ("eager_forward", "eager_backward"):  # torch's own stand-in looks at every tensor
+    LIBRARY.impl(below, torch.library.fallthrough_kernel, "Autograd")

@@ -18,6 +18,7 @@ from ..call.surroundings import watched
 from ..eager.activations import find_activation
 from ..eager.noise import Noise, draw
 from ..eager.reference import reference_of
+from ..gates import detached
 from .again import Layer, repeated
 from .derivative import Route, run_unwatched
 from .layer import run_backward, run_forward
@@ -135,8 +136,8 @@ def _trace(layers: Layers, y: Tensor, residuals: Sequence[Tensor], extras: Extra
     found |= dict(zip(reference.state_names, (y, *residuals[:later]), strict=True))
     if extras.starts is not None:
         packed = PackedRows.of(extras.starts, extras.lengths, y.shape[0])
-        return {name: packed.padded(value).detach() for name, value in found.items()}
+        return detached({name: packed.padded(value) for name, value in found.items()})
     if extras.lengths is not None:
         ended = (torch.arange(y.shape[0], device=y.device)[:, None] >= extras.lengths).unsqueeze(-1)
         found = {name: value.masked_fill(ended, 0) for name, value in found.items()}
-    return {name: value.detach() for name, value in found.items()}
+    return detached(found)

@@ -1,5 +1,7 @@
 """A call in a graph that becomes ONNX: one of ONNX's own LSTM, GRU and RNN for each layer, whatever runs elsewhere.
 
+An ExportedProgram that is handed to torch.onnx.export gets there too: the exporter runs the ops of its graph once more.
+
 They have what `lengths=` means (sequence_lens), both directions, initial states, peepholes, the older GRU and most
 activations, and any length and batch size, which torch's exporter loses for an RNN. Both of its ways get the same node:
 the newer one as torch.onnx.ops.symbolic_multi_out, TorchScript's as the symbolic of an autograd function.
@@ -15,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.extras import Extras
-from ..call.records import Call, Layers
+from ..call.records import Call, Layers, as_hx
+from ..eager.reference import reference_of
+from ..heads import densely
+from .options import Options, dtype_named
 from .projection import Projected
 
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -67,6 +72,38 @@ def run_onnx(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
     return y, tuple(torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True))
 
 
+def layer_as_onnx(
+    x: Tensor, weights: Sequence[Tensor], initial: Sequence[Tensor | None], options: Options, extras: Extras
+) -> list[Tensor]:
+    """y and the final states of `holdfast::layer`, of a program that is exported once more, as ONNX nodes."""
+    reference, each = reference_of(options.cell), len(weights) // options.directions
+    H = weights[1].shape[0] // reference.gates
+    drawn = extras.dropout is not None or extras.zoneout is not None
+    layers = Layers(
+        options.cell,
+        x.shape[-1],
+        H,
+        0,
+        1,
+        options.directions,
+        options.batch_first,
+        each > 3,
+        0.0,
+        False,
+        0.0,
+        (1.0 if drawn else 0.0,) * reference.states,
+        H // weights[1].shape[1],
+        None,
+        list(weights),
+        [],
+    )
+    hx = as_hx(tuple(state for state in initial if state is not None)) if initial[0] is not None else None
+    x = x.to(dtype_named(options.dtype))
+    call = Call(layers, x, hx, batch_sizes=extras.starts, lengths=extras.lengths, resets=extras.resets)
+    y, states = run_onnx(densely(call))
+    return [y.transpose(0, 1) if options.batch_first else y, *states]
+
+
 def _beyond_onnx(call: Call) -> str:
     """What of this call ONNX's operators lack, or nothing."""
     layers = call.layers
@@ -107,8 +144,8 @@ def _one_layer(
     inputs = [gates(0), gates(1), bias, None if lengths is None else lengths.to(torch.int32)]
     inputs += [None] * layers.n_states if initial is None else [state.to(x.dtype) for state in initial]
     if family == "lstm_peephole":  # torch's order is i, f, o
-        own = torch.stack([own[-1].to(x.dtype)[[0, 2, 1]].flatten() for own in by_direction])
-        inputs.append(own)
+        ours = (own[-1].to(x.dtype) for own in by_direction)
+        inputs.append(torch.stack([torch.cat((i, o, f)) for i, f, o in ours]))
     y, *final = _node(op, _attributes(layers, family), layers.n_states, x, *inputs)
     if lengths is not None and initial is not None:
         final = [torch.where((lengths > 0)[:, None], f, i) for f, i in zip(final, initial, strict=True)]

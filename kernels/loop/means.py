@@ -76,21 +76,23 @@ def memory_of_means(team, me, OWN_ROWS: tl.constexpr, CELL: tl.constexpr, LOOP: 
 
 
 @triton.jit
-def _units_of(number, LOOP: tl.constexpr):
+def units_of(number, LOOP: tl.constexpr):
     """How many units of the head a program of the team has, float32; none where it only shares others' products."""
     return tl.maximum(tl.minimum(LOOP.HEAD - number * LOOP.BLOCK_H, LOOP.BLOCK_H), 0).to(tl.float32)
 
 
 @triton.jit
-def own_mean(tiles, units):
-    """Over the program's units of all tiles [units, batch] together: [batch]."""
-    LOOP: tl.constexpr = units.LOOP
-    place = units.place
+def own_sum(tiles, units):
+    """Over the program's units of all tiles [units, batch] together: [batch].
+
+    What is summed across threads is no product but with 0 or 1: a compiler makes one instruction of a product and the
+    sum with another thread's, which each of two threads then rounds its own way.
+    """
     COUNT: tl.constexpr = len(tiles)
     total = tiles[0]
     for index in tl.static_range(1, COUNT):
         total += tiles[index]
-    return tl.sum(total * place.there, axis=0) / (tl.maximum(_units_of(place.number, LOOP), 1.0) * COUNT)
+    return tl.sum(total * units.place.there, axis=0)
 
 
 @triton.jit
@@ -103,8 +105,7 @@ def _rounded(numbers):
 
 @triton.jit
 def everybodys(numbers, units, SITE: tl.constexpr):
-    """Numbers [batch] of each program, as tiles [batch, programs] of the whole team; and the share of each program's
-    units in the head, [1, programs], zero behind the last."""
+    """Numbers [batch] of each program, as tiles [batch, programs] of the whole team, zero behind the last program."""
     LOOP: tl.constexpr = units.LOOP
     place = units.place
     COUNT: tl.constexpr = len(numbers)
@@ -150,5 +151,5 @@ def everybodys(numbers, units, SITE: tl.constexpr):
         tile = numbers_of(words[index])
         if LOOP.EXCHANGE != "spin":
             tile, limit = unless_stalled(tile, missing, limit, place.step, team, LOOP)
-        tiles = tiles + (tile,)
-    return tiles, tl.where(program < MEMBERS, _units_of(program, LOOP) * (1.0 / LOOP.HEAD), 0.0)
+        tiles = tiles + (tl.where(program < MEMBERS, tile, 0.0),)
+    return tiles

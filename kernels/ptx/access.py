@@ -114,14 +114,19 @@ def _elements(offsets: Any, warps: Any, size: int, count: int) -> tuple[Any, Any
 
 
 def _polls_in_vain(group: Group, memory: GlobalMemory, offsets: Any) -> bool:
-    """Whether this load has been executed before, and since then nothing has changed in all that the group polls."""
+    """Whether this load has been executed before, and since then nothing has changed in all that the group polls, nor
+    has another load of it looked at something new: what that one found may end the wait."""
     at, sectors = group.at, offsets // SECTOR
-    seen = group.polled.get(at)
-    if seen is not None and np.array_equal(seen[0], sectors):
-        if not memory.free_running and not group.changed():
+    before, _, looked = group.polled.get(at, (sectors[:0], 0, 0))
+    again = np.array_equal(before, sectors)
+    if again and not group.changed():
+        if looked == group.looked and not memory.free_running:
             return True
-        group.polled.clear()
-    group.polled[at] = sectors, memory.version
+    else:
+        if again:
+            group.polled.clear()
+        group.looked += 1
+    group.polled[at] = sectors, memory.version, group.looked
     return False
 
 

@@ -95,7 +95,7 @@ _decoded = lru_cache(maxsize=512)(Kernel)
 
 
 @cache
-def _nvidia_up_to_ptx() -> Backend:
+def nvidia_up_to_ptx() -> Backend:
     """Without ptxas, a tenth of the time, which nothing here asks; under names of its own in Triton's cache."""
     from triton.backends.nvidia.compiler import CUDABackend  # a build of Triton for other GPUs may lack it
 
@@ -119,7 +119,7 @@ def compile_for(arch: int, kernel: triton.JITFunction, arguments: Mapping[str, A
         get_current_device=lambda: 1000 + arch,
         get_current_stream=lambda device: 0,
     )
-    with patch.object(triton.runtime.driver, "_active", driver), patch.dict(backends, nvidia=_nvidia_up_to_ptx()):
+    with patch.object(triton.runtime.driver, "_active", driver), patch.dict(backends, nvidia=nvidia_up_to_ptx()):
         return kernel.warmup(*arguments.values(), **options, grid=(1,))
 
 

@@ -26,8 +26,8 @@ STALLED_TURN_NS = 100_000
 """The same once everybody waits in vain and only the limit of the wait can end it."""
 MOST_STEPS = 1_000_000
 """Instructions of one turn."""
-MOST_TURNS = 100_000
-"""Of a launch, for each of its programs: a minute or so. Layers of a few steps take hundreds."""
+MOST_TURNS = 1_000_000
+"""Of a launch, for each of its programs: some minutes. A step takes tens, and a layer may have 66,000 steps."""
 
 
 class Kernel:

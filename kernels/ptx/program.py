@@ -75,8 +75,10 @@ class Group:
         self.meets_at = -1
         self.barrier: tuple[int, int] | None = None
         """Number of the barrier that it waits at, and how many threads that takes; 0 for all."""
-        self.polled: dict[int, tuple[Ints, int]] = {}
-        """By instruction: the sectors of the last strong load, and their version then."""
+        self.polled: dict[int, tuple[Ints, int, int]] = {}
+        """By instruction: the sectors of the last strong load, their version then, and `looked`."""
+        self.looked = 0
+        """How often a strong load has looked at something new."""
         self.take(lanes)
 
     def take(self, lanes: Lanes) -> None:
@@ -110,7 +112,7 @@ class Group:
     def changed(self) -> bool:
         """Whether something has changed in the memory that it polls."""
         changed = self.program.memory.changed
-        return any((changed[sectors] > version).any() for sectors, version in self.polled.values())
+        return any((changed[sectors] > version).any() for sectors, version, _ in self.polled.values())
 
     def keep(self, slot: int, value: Any) -> None:
         """Write a register in the group's lanes."""
