@@ -11,8 +11,7 @@ all contiguous, aligned and of the problem's dtype (dy: strided as it was), with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from operator import attrgetter, is_not, itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +24,7 @@ from .channel import fill_channel
 from .config import Config
 from .extras import Extras
 from .gemm import History, LayerWeights, Wanted, gradients_of_weights, project_input, project_once
-from .given import GivenBackwards
+from .given import GivenBackwards, is_there
 from .kept import Keep
 from .layer import Gradients
 from .problem import Problem
@@ -60,10 +59,7 @@ def addresses_of(tensors: Sequence[Tensor]) -> list[int] | None:
 
 def begins(tensors: Sequence[Tensor | None]) -> Iterator[int]:
     """Where those begin that are there; no frame of Python for any."""
-    return map(Tensor.data_ptr, filter(_is_there, tensors))
-
-
-_is_there = partial(is_not, None)
+    return map(Tensor.data_ptr, filter(is_there, tensors))
 
 
 class Launch:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import is_not
+from typing import NamedTuple, TypeGuard
 
 import torch
+
+is_there: Callable[[torch.Tensor | None], TypeGuard[torch.Tensor]] = partial(is_not, None)  # type: ignore[assignment]
+"""No frame of Python for any tensor that it is asked of."""
 
 
 class GivenBackwards(NamedTuple):

@@ -186,8 +186,11 @@ def test_the_check_takes_the_means_of_each_head():
 
 
 def test_a_mean_far_from_zero_costs_no_digits():
-    """Thousands of standard deviations from zero: by sums of squares a variance in float32 has no digit left. What
-    crosses a team has 23 bits and not 24, of which torch's own error is a multiple here."""
+    """Thousands of standard deviations from zero: by sums of squares a variance in float32 has no digit left.
+
+    torch's error is the rounding of the preactivations to 24 bits. Ours is that and the rounding of what crosses the
+    team to 23, which is twice as much: three times torch's in all.
+    """
     torch.manual_seed(0)
     module, x = drawn(holdfast.LSTM, 40), torch.randn(2, 2, 3)
     with torch.no_grad():
@@ -197,7 +200,7 @@ def test_a_mean_far_from_zero_costs_no_digits():
     with interpret(), holdfast.backend("triton"), pinned(TEAMS["barrier"]):
         found = module.float()(x)[0]
     (errors,) = compare_all([found], [plain], [exact], torch.float32, 2.0**-22)
-    assert errors.ours < 8 * errors.torchs, errors
+    assert errors.ours <= 3 * errors.tolerance, errors
 
 
 def test_programs_have_the_same_mean():

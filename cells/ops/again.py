@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Sequence
 from functools import partial
-from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...kernels.extras import Extras
-from ...kernels.given import GivenBackwards
+from ...kernels.given import GivenBackwards, is_there
 from ..call.records import Call, Decision
 from .derivative import Route, run_unwatched
 from .layer import by_direction, flat, only, run_backward
@@ -24,9 +23,6 @@ from .options import Options
 
 if TYPE_CHECKING:
     from ...kernels.again import BackwardAgain, ForwardAgain
-
-
-_is_there = partial(is_not, None)
 
 
 class Layer:
@@ -50,7 +46,7 @@ class Layer:
         states: Any = () if initial[0] is None else initial
         own = by_direction(weights, self.options.directions)
         y, final, (kept, *rest) = self.again(x, own, addresses, states, extras)
-        return [y, *final, *kept, *filter(_is_there, rest)]
+        return [y, *final, *kept, *filter(is_there, rest)]
 
     def backward(
         self, given: GivenBackwards, options: Options, extras: Extras, wanted: Sequence[bool]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from functools import partial
-from operator import is_not
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
 from ...kernels.extras import Extras
-from ...kernels.given import GivenBackwards
+from ...kernels.given import GivenBackwards, is_there
 from ...kernels.refused import RefusedError
 from ..backend import current_backend
 from ..call.surroundings import in_onnx_export, watched
@@ -188,14 +186,11 @@ def _parted(rest: Sequence[Tensor], n_weights: int, n_initial: int) -> tuple[Seq
     return rest[:n_weights], rest[n_weights:states], rest[states:]
 
 
-_is_there = partial(is_not, None)
-
-
 def _under_vmap(grads: Sequence[Tensor | None]) -> bool:
     """Whether this backward pass computes many gradients at once: torch.func's vmap, or autograd's own older one."""
     if peek_interpreter_stack() is not None:
         return True
-    return any(map(is_legacy_batchedtensor, filter(_is_there, grads)))
+    return any(map(is_legacy_batchedtensor, filter(is_there, grads)))
 
 
 def _through_recurrence(

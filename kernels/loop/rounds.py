@@ -26,7 +26,8 @@ def round_of(turn):
 @triton.jit
 def in_round(numbers, turn):
     """float32 numbers as the words that a round publishes."""
-    return (numbers.to(tl.int32, bitcast=True) & -2) | round_of(turn)
+    round_bit = round_of(turn)
+    return (numbers.to(tl.int32, bitcast=True) & -2) | round_bit
 
 
 @triton.jit

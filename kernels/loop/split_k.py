@@ -58,9 +58,9 @@ def sum_of_parts(
     PART: tl.constexpr = BLOCK_B * ROWS  # numbers of one program's part
     row = tl.arange(0, BLOCK_B)[None, :]
     slot = team.partial + (turn % 2) * (SPLIT_K * PART)
+    words = in_round(product, turn)
     where = slot + part * PART + row * ROWS + tl.arange(0, ROWS)[:, None]
     own = slot + row * ROWS + (part * OWN_ROWS + tl.arange(0, OWN_ROWS))[:, None]
-    words = in_round(product, turn)
     tiles, missing = exchange_round(where, words, own, turn, expected, limit, step, team, SPLIT_K, PART, LOOP)
     sums = tl.zeros((OWN_ROWS, BLOCK_B), dtype=tl.float32)
     for other in tl.static_range(SPLIT_K):
