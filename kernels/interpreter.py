@@ -16,6 +16,7 @@ It also repairs what Triton's interpreter gets wrong on bfloat16: the dot (it mu
 
 from __future__ import annotations
 
+import inspect
 import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -148,8 +149,13 @@ _rewrites: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def _rewritten(function: triton.JITFunction) -> Callable[..., Any]:
-    """The Python function behind a jitted one, its assignments turned into tensors as Triton's interpreter does."""
+    """The Python function behind a jitted one, its assignments turned into tensors as Triton's interpreter does.
+
+    Raises RuntimeError where its file was edited after it was imported: the source is read now, at the lines of then.
+    """
     if function.fn not in _rewrites:
+        if inspect.getsourcelines(function.fn)[0] != function.raw_src:
+            raise RuntimeError(f"{function.fn.__module__}, where {function.__name__} is, was edited since its import")
         _rewrites[function.fn] = base.FunctionRewriter(function.fn).rewrite_ast()
     return _rewrites[function.fn]
 

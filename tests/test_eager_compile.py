@@ -78,7 +78,13 @@ def test_training_is_bitwise_and_compiles_at_most_twice(kind, options):
     assert targets.count(torch.ops.holdfast.eager.default) == 2
 
 
-@pytest.mark.parametrize("kind", MODULES)
+# In the quick run one of each path: segments, null steps, plain steps.
+OF_EACH_PATH = [
+    pytest.param(kind, marks=[] if kind in ("rnn", "lstm", "own") else [pytest.mark.thorough]) for kind in MODULES
+]
+
+
+@pytest.mark.parametrize("kind", OF_EACH_PATH)
 def test_every_argument(kind):
     m = MODULES[kind](**BOTH, dropout=0.3)
     counter = CompileCounterWithBackend("aot_eager")

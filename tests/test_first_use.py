@@ -401,6 +401,7 @@ def test_the_users_cache_remembers_what_was_wrong(as_on_a_gpu, monkeypatch, tria
         assert trials == ["forward"]
 
 
+@pytest.mark.filterwarnings("ignore::holdfast.autotune.tried.FirstUseWarning")
 def test_another_config_of_the_problem_is_tried_and_used(as_on_a_gpu, monkeypatch, trials):
     """What is refused is the problem with its config: other batch sizes may have another."""
     alone = Config("single_cta", 16, 16, 16)

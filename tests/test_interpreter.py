@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -293,3 +294,34 @@ def test_the_language_is_as_before_afterwards():
     with pytest.raises(DeadlockError):
         run(wait_for_nobody, 1, torch.zeros(1, dtype=torch.int32))
     assert before == (tl.load, tl.dot, tl.tensor.__add__, triton.JITFunction.__call__)
+
+
+EDITED = """import triton
+import triton.language as tl
+
+
+@triton.jit
+def first(ptr):
+    tl.store(ptr, 1)
+
+
+@triton.jit
+def second(ptr):
+    tl.store(ptr, 2)
+"""
+
+
+def test_a_file_that_was_edited_after_its_import_is_an_error(tmp_path, monkeypatch):
+    """Fuzzing failed twice without an explanation: with a KeyError, as other lines were where the function had been."""
+    path = tmp_path / "edited_since.py"
+    path.write_text(EDITED)
+    monkeypatch.syspath_prepend(tmp_path)
+    import edited_since
+
+    data = torch.zeros(1, dtype=torch.int32)
+    Interpreter().run(edited_since.first, 1, {"ptr": data})
+    assert data.item() == 1
+    path.write_text("\n" * 5 + EDITED)
+    with pytest.raises(RuntimeError, match="edited_since, where second is, was edited since its import"):
+        Interpreter().run(edited_since.second, 1, {"ptr": data})
+    monkeypatch.delitem(sys.modules, "edited_since")

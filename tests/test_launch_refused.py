@@ -234,10 +234,11 @@ def test_a_limit_that_is_none(value):
 def test_the_limit_comes_from_the_environment(monkeypatch):
     code = """
 import importlib, os
-from holdfast.kernels import stall
+from holdfast.kernels import setting, stall
 print(stall.WAIT_LIMIT)
 os.environ["HOLDFAST_STALL_SECONDS"] = "a minute"
 importlib.reload(stall)
+setting.check_environment()
 """
     monkeypatch.setenv("HOLDFAST_STALL_SECONDS", "0.5")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

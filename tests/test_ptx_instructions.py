@@ -421,6 +421,13 @@ ORDERED = {
 }
 
 
+@pytest.mark.parametrize(("name", "pick"), [("min", min), ("max", max)])
+def test_relu_of_integers_is_no_less_than_zero(name, pick, numbers):
+    a, b = (lanes(numbers, np.uint32, 300) for _ in range(2))
+    expected = [max(pick(signed(int(x), 32), signed(int(y), 32)), 0) for x, y in zip(a, b, strict=True)]
+    assert run(f"{name}.relu.s32", a, b).tolist() == expected
+
+
 @pytest.mark.parametrize("kind", ["b16", "b32", "b64", "u16", "u32", "u64", "s16", "s32", "s64"])
 def test_comparisons_of_integers(kind, numbers):
     width = int(kind[1:])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,26 @@ def test_a_bad_setting_ends_a_command_in_a_message(how):
         "environment variable HOLDFAST_STALL_SECONDS should be a number of seconds above 0, at most 2000, got 'soon'",
         "Give it such a value, or unset it.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/usr/bin/holdfast", "info"], True),
+        (["-m", "holdfast.bench.tasks"], True),
+        (["-m", "mine.train"], False),
+        (["train.py", "-m", "holdfast"], False),
+        ([""], False),
+        ([], False),
+    ],
+)
+def test_importing_holdfast_with_a_bad_setting_is_an_error_but_for_its_commands(
+    argv, command, bad_setting, monkeypatch
+):
+    monkeypatch.setattr(sys, "orig_argv", ["python", *argv])
+    monkeypatch.setattr(sys, "argv", argv[:1])
+    with nullcontext() if command else pytest.raises(ValueError, match="HOLDFAST_PROBE should be a probe"):
+        setting.check_when_imported()
 
 
 @pytest.fixture

@@ -47,7 +47,15 @@ def _remainder(a: Bits, b: Bits) -> Bits:
     return a - _quotient(a, b) * b
 
 
-INTEGERS: dict[str, Operation] = {}
+def _not_negative(run: Run) -> Run:
+    """`.relu`"""
+    return lambda a, b: np.maximum(run(a, b), 0)
+
+
+INTEGERS: dict[str, Operation] = {
+    f"{_name}.relu.s32": operation(on_numbers(_not_negative(_run), "s32"), ["s32"] * 2)
+    for _name, _run in (("min", np.minimum), ("max", np.maximum))
+}
 for _kind in ("u16", "s16", "u32", "s32", "u64", "s64"):
     _two: dict[str, Run] = {"add": np.add, "sub": np.subtract, "mul.lo": _low, "min": np.minimum, "max": np.maximum}
     _two |= {"div": _quotient, "rem": _remainder}
