@@ -72,8 +72,8 @@ def sum_of_parts(
 
 
 @triton.jit
-def _number_by_number(tile, LOOP: tl.constexpr):
-    """The tile, of which LLVM makes no vectors.
+def _number_by_number(numbers, LOOP: tl.constexpr):
+    """The numbers, of which LLVM makes no vectors.
 
     Its SLP vectorizer takes what a step adds to the gradients for a chain of pairs that begins in the step before, and
     to line the pairs up it moves whatever it may to the front of the step: the descriptors of all matrix instructions
@@ -81,6 +81,6 @@ def _number_by_number(tile, LOOP: tl.constexpr):
     1,824 issue cycles, 242 registers and 124 R2UR with them, 1,165, 124 and none so.
     """
     if LOOP.PAIRS:
-        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [numbers], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        return tile
+        return numbers
