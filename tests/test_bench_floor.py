@@ -31,6 +31,7 @@ CELLS = ("rnn_tanh", "gru", "lstm")
 SPLITS = [("forward", 1), ("backward", 1), ("backward", 2), ("backward", 4)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("exchange", ["dataflow", "barrier"])
 @pytest.mark.parametrize(("phase", "split"), SPLITS)
 @pytest.mark.parametrize("cell", CELLS)

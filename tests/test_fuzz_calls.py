@@ -27,7 +27,7 @@ def _products_in_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
 
 
-QUICK = {"eager": 30, "kernels": 6}
+QUICK = {"eager": 30, "kernels": 3}
 FULL = {"eager": 1400, "kernels": 600}
 """2,000 calls between them. FUZZ_CASES in the environment: so many of each."""
 

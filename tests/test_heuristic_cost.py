@@ -104,7 +104,7 @@ def test_each_constraint_refuses_with_its_name_and_a_reason(name, config, proble
 
 
 def test_what_the_heuristic_allows_the_tuner_allows():
-    for _ in range(200):
+    for _ in range(80):
         problem, limits = some_problem(), random.choice(KNOWN)
         for config in configs(problem, limits):
             if refusal(problem, config, limits, CONSTRAINTS) is None:
@@ -119,14 +119,14 @@ def test_constraints_agree_with_the_compiler():
     ]
     ranked, _ = search(LSTM, H100)
     fitting = [r.config for r in ranked if refusal(LSTM, r.config, H100, CONSTRAINTS) is None]
-    chosen = random.sample(fitting, 2)
+    chosen = random.sample(fitting, 1)
     requests = [Request(LSTM, config, "sm_90", device=H100) for config in (*chosen, *refused)]
     outcomes = compile_many(requests)
-    for request in requests[:2]:
+    for request in requests[:1]:
         report = outcomes[request].report
         assert report is not None, outcomes[request].error
         assert report.shared_bytes <= H100.shared_per_block, request
-    for request in requests[2:]:
+    for request in requests[1:]:
         assert "shared memory" in (flaw(request, outcomes[request]) or ""), request
 
 

@@ -27,7 +27,7 @@ def assert_right(case, device, keep, seed=0):
     assert errors.ok, f"{case} {keep}: {errors}, allowed {errors.tolerance}"
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("keep", KEEP)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)
@@ -35,7 +35,7 @@ def test_as_torch_in_float64(cell, regime, keep, dtype, device):
     assert_right(Case(cell, regime, dtype, hidden_size=21, batch_size=4, length=5), device, keep)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize(("hidden", "batch", "length"), [(1, 1, 1), (7, 17, 2), (33, 1, 3)], ids=str)
 @pytest.mark.parametrize(("cell", "regime"), EVERY)

@@ -41,7 +41,7 @@ def test_as_torch_in_float64(cell, regime, dtype, device):
     assert_right(Case(cell, regime, dtype, hidden_size=37, batch_size=5, length=6), device)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("hidden", "batch", "length"), [(1, 1, 1), (7, 17, 2), (16, 16, 3), (33, 1, 4), (100, 3, 2)], ids=str
 )

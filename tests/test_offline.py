@@ -170,6 +170,7 @@ def test_weights_loaded_before_the_loop_count_as_resident(fn, target):
     assert weight_loads_in_loop(compiled(fn, target), "w_hh") == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     "fn",
@@ -242,7 +243,7 @@ def test_report_of_a_small_kernel(target, family):
     assert "tt.func" not in repr(report)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])  # one of each vendor: each tells of them in its own words
 def test_spills_are_seen(target):
     """256 × 256 weights in the registers of four warps, with an address of its own for each: far too much."""
     assert compiled(pointer_carried_by_the_loop, target, hidden=256).spill_bytes > 0

@@ -350,6 +350,7 @@ def test_hooks_of_saved_tensors_see_them(cell):
 # Beyond the kernels: the plain recurrence
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", [*REFERENCES, *FAMILIES, "lstm(softsign,hard_sigmoid)", "gru(elu,softplus)"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_gradcheck_of_the_recurrence(name, reverse):
