@@ -171,9 +171,10 @@ class RecurrentBase(nn.RNNBase, Interop):
         return {name: value for name, value in values.items() if value != getattr(type(self), name)}
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            [super().extra_repr(), *(f"{name}={value!r}" for name, value in self.chosen_options().items())]
-        )
+        shown = super().extra_repr()
+        if self.layer_norm:  # the norm's biases stand for these, and the constructor is not to be told so
+            shown = shown.replace(", bias=False", "")
+        return ", ".join([shown, *(f"{name}={value!r}" for name, value in self.chosen_options().items())])
 
     @property
     def n_states(self) -> int:

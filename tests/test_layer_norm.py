@@ -358,3 +358,11 @@ def test_a_cell_of_ones_own():
                 assert errors.ok, f"{index}: {errors}"
     finally:
         del CELLS[name], REFERENCES[name]
+
+
+@pytest.mark.parametrize("make", [holdfast.LSTM, lambda *sizes, **o: holdfast.GRU(*sizes, reset_after=False, **o)])
+def test_what_a_module_prints_makes_it_anew(make):
+    module = make(3, 8, num_heads=2, layer_norm=True)
+    again = eval(f"holdfast.{module!r}")
+    assert repr(again) == repr(module)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in module.parameters()]
