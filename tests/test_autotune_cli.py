@@ -18,7 +18,7 @@ from holdfast.autotune.candidates import choose
 from holdfast.autotune.identity import fingerprint, key_of
 from holdfast.autotune.store import Entry, Store, Timing
 from holdfast.bench.cli import app
-from holdfast.bench.output.atlas import KINDS, add_compiled, build_atlas, summary
+from holdfast.bench.output.atlas import CELLS, KINDS, add_compiled, build_atlas, summary
 from holdfast.bench.tuning.problems import ListError, Wanted, of_model, read_list
 from holdfast.bench.tuning.run import share
 from holdfast.kernels.config import Config
@@ -242,7 +242,7 @@ def test_the_atlas_agrees_with_itself(atlas):
     teams = runs[runs["regime"] == "cooperative"]
     assert (teams["programs"] <= L4.num_sms).all()
     assert (atlas.loc[atlas["regime"] == "eager", "note"] != "").all()
-    assert [*summary(atlas)["cell"]] == ["RNN", "GRU", "LSTM", "SLSTM"]
+    assert [*summary(atlas)["cell"]] == [*CELLS]
     assert set(summary(atlas).columns) == {"GPU", "cell", *KINDS}
 
 

@@ -27,7 +27,14 @@ from .tables import to_markdown
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELLS = {"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm", "SLSTM": "slstm"}
+CELLS = {
+    "RNN": "rnn_tanh",
+    "GRU": "gru",
+    "GRU, layer_norm": "gru_layer_norm",
+    "LSTM": "lstm",
+    "LSTM, layer_norm": "lstm_layer_norm",
+    "SLSTM": "slstm",
+}
 KINDS: dict[str, tuple[torch.dtype, Precision]] = {
     "bf16": (torch.bfloat16, "ieee"),
     "TF32": (torch.float32, "tf32"),
