@@ -303,8 +303,9 @@ def compare(
             eager, _ = run(case, device, dtype)
     each = [[r[name] for name in results] for r in (results, eager, expected)]
     if not all(error.ok for error in compare_all(*each, dtype)):
-        # With a few numbers the eager path may be exact by luck: its error on numbers next to these tells more.
-        elsewhere = max(eager_error(neighbour(case, k), dtype, beside_the_loop) for k in range(8))
+        # With a few numbers the eager path may be exact by luck: its error on numbers next to these tells more. Of a
+        # gradient that is a difference (one LSTM unit, bfloat16) 8 of them show 5%, 16 show 9%, 64 show 16%.
+        elsewhere = max(eager_error(neighbour(case, k), dtype, beside_the_loop) for k in range(32))
         # Three TF32 products for one keep 22 of float32's 24 bits.
         elsewhere *= 4 if dtype is torch.float32 else 1
         for name, error in zip(results, compare_all(*each, dtype, elsewhere), strict=True):
