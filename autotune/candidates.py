@@ -153,7 +153,6 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     much = _keeps_much(problem)
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
     spills = _states_spill(problem, block, limits) or (resident > 512 and _ragged_heads_spill(problem, limits))
-    spills = spills or _means_spill(problem, block, limits)
     normalised = find_cell(problem.cell).normalised
     if block <= 256 and (resident <= 512 or has_wgmma(limits)) and not spills:
         # A layer norm's tiles beside the gates': with 4 warps an LSTM of 64 spills 616 bytes backwards on sm_90, with 8
@@ -196,23 +195,18 @@ def _keeps_much(problem: Problem) -> bool:
 
 
 def _states_spill(problem: Problem, block: int, limits: DeviceLimits) -> bool:
-    """Whether one program has no registers for a cell's states or own numbers beside the features, sm_80, backwards.
+    """Whether one program has no registers for a cell's states or own numbers beside the features, nor for what a layer
+    norm keeps of all units, sm_80, backwards.
 
     An sLSTM of 64 with all of them, bf16, goes to local memory 6 to 12 times a step, 56 to 72 bytes; an LSTM of 64 with
-    peepholes in 16 bits 50 to 77 times on Triton 3.9, 184 to 264 bytes, 3,226 issue cycles where a team takes 988.
+    peepholes in 16 bits 50 to 77 times on Triton 3.9, 184 to 264 bytes, 3,226 issue cycles where a team takes 988. With
+    a layer norm, 8 warps, an LSTM of 64 goes there 150 times a step, a GRU 44 times; a team of four never does.
     """
     cell = find_cell(problem.cell)
     many_states = cell.states > 2 and bool(problem.features)
-    many_numbers = cell.parameters > 0 and not cell.normalised and _keeps_much(problem)
-    crowded = (many_states or many_numbers) and problem.phase == "backward"
+    many_numbers = cell.parameters > 0 and _keeps_much(problem)
+    crowded = (many_states or many_numbers or cell.normalised > 0) and problem.phase == "backward"
     return crowded and block >= 64 and limits.arch[0] == "cuda" and not has_wgmma(limits)
-
-
-def _means_spill(problem: Problem, block: int, limits: DeviceLimits) -> bool:
-    """Whether one program has no registers for what a layer norm keeps of all units backwards: 64 units, bf16, sm_80, 8
-    warps: an LSTM goes to local memory 150 times a step, a GRU 44 times; a team of four never does."""
-    normalised = find_cell(problem.cell).normalised > 0 and problem.phase == "backward"
-    return normalised and block >= 64 and limits.arch[0] == "cuda" and not has_wgmma(limits)
 
 
 def _means_leave_no_room(problem: Problem, limits: DeviceLimits) -> bool:

@@ -120,7 +120,7 @@ def refuse(error: RefusedError, device: torch.device) -> bool:
 
 def failed_here(problem: Problem, device: torch.device) -> bool:
     """Whether a kernel of this problem, of any config, has failed its first use on this device, in this process."""
-    of_problem = device, substitute(), replace(problem, batch_size=0)
+    of_problem = _place(problem, None, device)[:-1]
     return any(
         place[:-1] == of_problem and reason.name == FailedFirstUseError.reason for place, reason in _refused.items()
     )

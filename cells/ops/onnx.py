@@ -80,22 +80,22 @@ def layer_as_onnx(
     H = weights[1].shape[0] // reference.gates
     drawn = extras.dropout is not None or extras.zoneout is not None
     layers = Layers(
-        options.cell,
-        x.shape[-1],
-        H,
-        0,
-        1,
-        options.directions,
-        options.batch_first,
-        each > 3,
-        0.0,
-        False,
-        0.0,
-        (1.0 if drawn else 0.0,) * reference.states,
-        H // weights[1].shape[1],
-        None,
-        list(weights),
-        [],
+        cell=options.cell,
+        input_size=x.shape[-1],
+        hidden_size=H,
+        proj_size=0,
+        num_layers=1,
+        directions=options.directions,
+        batch_first=options.batch_first,
+        bias=each > 3,
+        dropout=0.0,
+        training=False,
+        recurrent_dropout=0.0,
+        zoneout=(1.0 if drawn else 0.0,) * reference.states,
+        num_heads=H // weights[1].shape[1],
+        keep=None,
+        weights=list(weights),
+        names=[],
     )
     hx = as_hx(tuple(state for state in initial if state is not None)) if initial[0] is not None else None
     x = x.to(dtype_named(options.dtype))
