@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .loop.means import everybodys, own_sum, units_of
+from .loop.means import everybodys, own_sum, spread, units_of
 
 EPSILON = tl.constexpr(1e-5)  # torch.nn.functional.layer_norm's
 
@@ -77,7 +77,7 @@ def normalised(sums, units, SITE: tl.constexpr):
         own = own + _own_moments(sums[index], units)
     scaled = ()
     scales = ()
-    if units.LOOP.MEMBERS > 1:
+    if spread(units.LOOP):
         own = everybodys(own, units, SITE)
     for index in tl.static_range(COUNT):
         tiles, scale = _normalised(sums[index], own[2 * index], own[2 * index + 1], units)
@@ -91,11 +91,11 @@ def _normalised(tiles, total, squares, units):
     """One sum's, from `_own_moments` of the program, or of the whole team."""
     LOOP: tl.constexpr = units.LOOP
     COUNT: tl.constexpr = len(tiles)
-    if LOOP.MEMBERS == 1:
+    if spread(LOOP):
+        mean, variance = _moments(total, squares, units, COUNT)
+    else:
         mean = total * (1.0 / (COUNT * LOOP.HEAD))
         variance = squares * (1.0 / (COUNT * LOOP.HEAD))
-    else:
-        mean, variance = _moments(total, squares, units, COUNT)
     scale = 1.0 / tl.sqrt(variance + EPSILON)[None, :]
     return _times(_less(tiles, mean), scale), scale
 
@@ -105,7 +105,7 @@ def _through(d, scaled, total, along, scale, units):
     """One sum's, from the sums of its d and of d * scaled over the program's units, or of each of the team's."""
     LOOP: tl.constexpr = units.LOOP
     COUNT: tl.constexpr = len(d)
-    if LOOP.MEMBERS > 1:
+    if spread(LOOP):
         total = tl.sum(total, axis=1)
         along = tl.sum(along, axis=1)
     total = total * (1.0 / (COUNT * LOOP.HEAD))
@@ -123,7 +123,7 @@ def through_normalised(d, scaled, scales, units, SITE: tl.constexpr):
     own = ()
     for index in tl.static_range(COUNT):
         own = own + (own_sum(d[index], units), own_sum(_products(d[index], scaled[index]), units))
-    if units.LOOP.MEMBERS > 1:
+    if spread(units.LOOP):
         own = everybodys(own, units, SITE)
     found = ()
     for index in tl.static_range(COUNT):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor
 import holdfast
 from holdfast.autotune.pin import pinned
 from holdfast.bench.check.features import draw_call, errors_of
-from holdfast.bench.check.layer import Case, check_case, check_gradients
+from holdfast.bench.check.layer import Case, Layer, check_case, check_gradients
 from holdfast.bench.method.judge import compare_all
 from holdfast.cells.eager.reference import REFERENCES
 from holdfast.kernels.activations import tanh
 from holdfast.kernels.cell_spec import CELLS
 from holdfast.kernels.config import Config
+from holdfast.kernels.describe import team_size
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.normalise import normalised, through_normalised
 
@@ -183,6 +185,17 @@ def test_the_check_takes_the_means_of_each_head():
             Case("gru_layer_norm", "single_cta", torch.float32, 6, 2, 2, num_heads=2), CPU, 0, "save"
         )
     assert errors.ok, errors
+
+
+def test_a_team_that_shares_one_programs_product_loses_no_bit():
+    """A layer norm of one unit's c is zero, whatever c is; less a c of 23 bits it would be hundreds of roundings."""
+    case = Case("lstm_layer_norm", "single_cta", torch.float32, hidden_size=1, batch_size=1, length=1, bias=False)
+    layers = [Layer(replace(case, regime=f"cooperative/{exchange}"), 264) for exchange in TEAMS] + [Layer(case, 264)]
+    assert all(team_size(layer.case.problem, layer.case.config) > 1 for layer in layers[:-1])
+    with interpret():
+        *teams, alone = (layer.kernels(CPU) for layer in layers)
+    for found in teams:
+        assert all(map(torch.equal, found, alone))
 
 
 def test_a_mean_far_from_zero_costs_no_digits():

@@ -53,6 +53,13 @@ class Units(NamedTuple):
 
 
 @triton.constexpr_function
+def spread(LOOP):
+    """Whether a head's units lie in several programs: a team may also be one program's units and others that share its
+    product. What crosses loses a bit, and the mean of a single unit is that unit to the last one."""
+    return LOOP.HEAD > LOOP.BLOCK_H
+
+
+@triton.constexpr_function
 def words_of_means(sites, BLOCK_B, members):
     """Of a team's scratch memory."""
     return sites * 2 * MOST_NUMBERS * BLOCK_B * triton.next_power_of_2(members) if members > 1 else 0
