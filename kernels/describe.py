@@ -114,11 +114,12 @@ def keeps_words(problem: Problem, config: Config, arch: Arch) -> bool:
 def parts_of_sums(problem: Problem, config: Config, arch: Arch) -> int:
     """`Loop.PARTS`: above 1 where each of two products is of its own gates alone (see `loop.parts`).
 
-    On Hopper, where its tile is that of one warp group; in the interpreter, so that it is tested. mma.sync would
-    multiply the blocks that are nobody's too, and tcgen05 brings its results together through shared memory: 2,734
-    issue cycles a step on sm_100 and not 2,243 (gru_reset_before bf16 H=768 B=16; 24 block barriers both). One program
-    alone has tiles of more than 64 rows, and the compiler drops those that nobody reads. Lengths and resets give each
-    row a pointer of its own, which would have to be repeated for the parts and lose its alignment.
+    On Hopper, where its tile is that of one warp group; in the interpreter, so that it is tested. mma.sync multiplies
+    the blocks that are nobody's too (sm_80, 256 units: 2,186 issue cycles a step and not 1,684), and tcgen05 brings its
+    results together through shared memory: 2,734 issue cycles a step on sm_100 and not 2,243 (gru_reset_before bf16
+    H=768 B=16; 24 block barriers both). One program alone has tiles of more than 64 rows, and the compiler drops those
+    that nobody reads. Lengths and resets give each row a pointer of its own, which would have to be repeated for the
+    parts and lose its alignment.
     """
     cell = find_cell(problem.cell)
     if cell.inner is None or problem.phase == "backward" or config.regime == "single_cta":
