@@ -34,12 +34,12 @@ def covering(rows: Sequence[Mapping[str, Hashable]], strength: int = 2) -> list[
 
 
 def mark_the_rest(items: Sequence[pytest.Item]) -> None:
-    """Mark `thorough` what a sampled test's covering sample leaves out."""
-    tests: dict[tuple[object, str], list[pytest.Function]] = defaultdict(list)
+    """Mark `thorough` what a sampled test's covering sample leaves out, among the slow cases and among the others."""
+    tests: dict[tuple[object, str, bool], list[pytest.Function]] = defaultdict(list)
     for item in items:
-        elsewhere = {"gpu", "slow", "thorough"} & set(item.keywords)
+        elsewhere = {"gpu", "thorough"} & set(item.keywords)
         if isinstance(item, pytest.Function) and item.get_closest_marker("sampled") and not elsewhere:
-            tests[item.parent, item.originalname].append(item)
+            tests[item.parent, item.originalname, "slow" in item.keywords].append(item)
     for cases in tests.values():
         marker = cases[0].get_closest_marker("sampled")
         assert marker is not None

@@ -49,6 +49,11 @@ def test_equals_a_plain_loop(block, config, device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_many_draws_equal_a_plain_loop(config, device):
-    for _ in range(300):
+@pytest.mark.parametrize(
+    ("device", "draws"),
+    [("interpreted", 300), ("compiled", 30), pytest.param("cuda", 300, marks=pytest.mark.gpu)],
+    indirect=["device"],
+)
+def test_many_draws_equal_a_plain_loop(config, device, draws):
+    for _ in range(draws):
         assert_equal(random.randrange(2**31), device, config)
