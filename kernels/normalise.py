@@ -46,6 +46,18 @@ def _products(first, second):
 
 
 @triton.jit
+def _rounded(tiles):
+    """The same numbers, and no products: a compiler makes one instruction of a product less a number, so that a unit
+    less the mean of itself alone was a rounding's worth, not zero, and the scale makes hundreds of it. A product plus
+    zero is one instruction as well."""
+    COUNT: tl.constexpr = len(tiles)
+    found = ()
+    for index in tl.static_range(COUNT):
+        found = found + (tiles[index] + 0.0,)
+    return found
+
+
+@triton.jit
 def _own_moments(tiles, units):
     """The sum over the program's own units, and the sum of squares around their mean, [batch]: the mean first, so that
     a large one costs no digits."""
@@ -120,12 +132,17 @@ def _through(d, scaled, total, along, scale, units):
 def through_normalised(d, scaled, scales, units, SITE: tl.constexpr):
     """Gradients of `normalised`'s sums from those of its results, which `scaled` and `scales` are."""
     COUNT: tl.constexpr = len(d)
+    exact = ()
     own = ()
     for index in tl.static_range(COUNT):
-        own = own + (own_sum(d[index], units), own_sum(_products(d[index], scaled[index]), units))
+        tiles = _rounded(d[index])
+        exact = exact + (tiles,)
+        own = own + (own_sum(tiles, units), own_sum(_products(tiles, scaled[index]), units))
     if spread(units.LOOP):
         own = everybodys(own, units, SITE)
     found = ()
     for index in tl.static_range(COUNT):
-        found = found + (_through(d[index], scaled[index], own[2 * index], own[2 * index + 1], scales[index], units),)
+        found = found + (
+            _through(exact[index], scaled[index], own[2 * index], own[2 * index + 1], scales[index], units),
+        )
     return found

@@ -198,6 +198,15 @@ def test_a_team_that_shares_one_programs_product_loses_no_bit():
         assert all(map(torch.equal, found, alone))
 
 
+@pytest.mark.parametrize("ptx_executor", ["sm_90"], indirect=True)
+def test_a_gradient_less_its_own_mean_is_zero(ptx_executor):
+    """Of a single unit. A compiler made one instruction of the gradient's product and the subtraction."""
+    case = Case("gru_reset_before_layer_norm", "single_cta", torch.float32, 1, 1, 1, bias=False)
+    errors = check_gradients(case, CPU, 234, "save")
+    assert errors.ok, errors
+    assert ptx_executor.launches
+
+
 def test_a_mean_far_from_zero_costs_no_digits():
     """Thousands of standard deviations from zero: by sums of squares a variance in float32 has no digit left.
 
