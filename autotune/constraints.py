@@ -15,7 +15,16 @@ import triton
 
 from ..kernels.cell_spec import find_cell
 from ..kernels.config import Config
-from ..kernels.describe import chunks, dot_precision, least_grid, loop_of, part_of_product, parts_of_sums, split_k
+from ..kernels.describe import (
+    chunks,
+    dot_precision,
+    exchange_of,
+    least_grid,
+    loop_of,
+    part_of_product,
+    parts_of_sums,
+    split_k,
+)
 from ..kernels.loop.groups import Loop
 from ..kernels.loop.parts import loop_of_product
 from ..kernels.problem import Problem
@@ -235,6 +244,15 @@ def reads_after_the_wait(problem: Problem, config: Config, limits: DeviceLimits)
     return None
 
 
+def polls_with_all_threads(problem: Problem, config: Config, limits: DeviceLimits) -> str | None:
+    """A portable poll asks one thread for each word (see `loop.exchange.any_of`), so each needs words of its own."""
+    if exchange_of(problem, config, limits.arch[0]) != "dataflow":
+        return None
+    pairs = problem.dtype.itemsize == 2 and problem.head_size % 2 == 0
+    words, threads = config.BLOCK_B * config.BLOCK_K // (2 if pairs else 1), config.num_warps * limits.warp_size
+    return f"a chunk of {words} words for {threads} threads that poll it" if words < threads else None
+
+
 CONSTRAINTS: tuple[Constraint, ...] = (
     is_matrix_shape,
     fills_its_columns,
@@ -248,6 +266,7 @@ TUNED_CONSTRAINTS: tuple[Constraint, ...] = (
     shares_products,
     is_matrix_shape,
     reads_after_the_wait,
+    polls_with_all_threads,
     fills_its_units,
     fills_its_rows,
     fills_its_columns,

@@ -15,4 +15,11 @@ def compiled_for(_semantic: Any = None) -> Any:
     return "interpreter" if _semantic is None else core.constexpr(_semantic.builder.options.backend_name)
 
 
-setattr(compiled_for, core.TRITON_BUILTIN, True)  # the code generator hands over `_semantic` then, the interpreter none
+def lanes_of_warp(_semantic: Any = None) -> Any:
+    """Threads of a warp, inside a jitted function: 32 on CUDA, 64 on gfx942; 0 in the interpreter, which has none."""
+    return 0 if _semantic is None else core.constexpr(_semantic.builder.options.warp_size)
+
+
+# The code generator hands over `_semantic` then, the interpreter none.
+for _asked in (compiled_for, lanes_of_warp):
+    setattr(_asked, core.TRITON_BUILTIN, True)

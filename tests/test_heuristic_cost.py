@@ -29,7 +29,7 @@ from holdfast.kernels.config import Config
 from holdfast.kernels.describe import directions_at_once
 from holdfast.kernels.plan import Reason
 from holdfast.kernels.problem import Problem
-from holdfast.kernels.resources import A100, B200, H100, KNOWN, L4
+from holdfast.kernels.resources import A100, B200, H100, KNOWN, L4, MI300X
 
 LSTM = Problem("lstm", torch.bfloat16, 768, 16)
 
@@ -89,6 +89,7 @@ def test_every_value_of_the_space_is_tried_somewhere():
         ("shares_products", Config("cooperative", 16, 16, 128, SPLIT_K=4), LSTM, H100),
         ("is_matrix_shape", Config("cooperative", 16, 8, 128), replace(LSTM, cell="rnn_relu"), H100),
         ("reads_after_the_wait", Config("cooperative", 16, 16, 128, num_stages=2), LSTM, H100),
+        ("polls_with_all_threads", Config("cooperative", 16, 16, 32, num_warps=8), LSTM, MI300X),
         ("fills_its_units", Config("cooperative", 16, 64, 64), replace(LSTM, hidden_size=64), H100),
         ("fills_its_rows", Config("cooperative", 32, 16, 128), LSTM, H100),
         ("fills_its_columns", Config("cooperative", 16, 16, 512), replace(LSTM, hidden_size=520), H100),

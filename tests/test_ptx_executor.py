@@ -19,6 +19,7 @@ from holdfast.bench.check.layer import Case, Layer, check_case, check_gradients,
 from holdfast.bench.check.run import KEEP
 from holdfast.bench.method import fake_driver
 from holdfast.kernels.cell_spec import CELLS
+from holdfast.kernels.config import Config
 from holdfast.kernels.interpreter import interpret
 from holdfast.kernels.kept import Keep
 from holdfast.kernels.ptx.executor import TARGETS, compiled, nvidia_up_to_ptx
@@ -99,6 +100,22 @@ def test_every_schedule_gives_the_same_bits(regime):
     results = [training(small("gru", regime, torch.bfloat16), seed) for seed in range(3)]
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cell", "phase", "config"),
+    [
+        ("lstm_layer_norm", "forward", Config("cooperative", 16, 16, 32)),
+        ("gru", "backward", Config("cooperative", 16, 4, 32, SPLIT_K=4)),
+    ],
+    ids=["means", "parts"],
+)
+def test_threads_that_share_a_word_all_wait_for_it(cell, phase, config, monkeypatch):
+    """Odd rows of 16 bits are polled in the portable way, by fewer words than a program has threads: one that read a
+    moment before the others had the round before, in two of three schedules."""
+    monkeypatch.setattr(Case, "config", config)
+    for seed in range(2):
+        assert_right(Case(cell, "cooperative/dataflow", torch.bfloat16, 35, 3, 4), phase, "sm_90", seed)
 
 
 def test_compiled_and_interpreted_kernels_agree():

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from ..compiled_for import compiled_for
+from ..compiled_for import compiled_for, lanes_of_warp
 from ..stall import LAST_TEAM, STEP_BITS
 from .interleave import neighbours, operand_rows
 from .parts import part_of_row
@@ -205,7 +205,7 @@ def unwritten(tiles, NUMBERS_IN_WORD: tl.constexpr, LOOP: tl.constexpr):
 
 @triton.jit
 def any_of(found):
-    """1 if any element of a boolean tile is true."""
+    """1 if any element of a boolean tile is true; where threads share an element, one of them is asked."""
     # Flat, not axis by axis: 18 registers less for an RNN of 1000, which spills 24 bytes on Triton 3.6 otherwise.
     flat = tl.reshape(found.to(tl.int32), (found.shape[0] * found.shape[1],), can_reorder=True)
     return tl.max(flat, axis=0)
@@ -275,6 +275,8 @@ def read_when_written(sent, must_wait, limit, NUMBERS_IN_WORD: tl.constexpr, LOO
     """All chunks of a "dataflow" channel as words, read until none holds the sentinel; whether the limit was over."""
     CHUNKS: tl.constexpr = LOOP.CHUNKS
     WORDS: tl.constexpr = LOOP.BLOCK_K // NUMBERS_IN_WORD
+    THREADS: tl.constexpr = LOOP.NUM_WARPS * lanes_of_warp()
+    tl.static_assert(sent.row_ok.shape[0] * WORDS >= THREADS, "threads that share a word do not all wait for it")
     # One read in the code, not one before the loop and one in it: LSTM bf16 H=1024 takes 126 registers, not 230.
     word: tl.constexpr = word_type(sent.base.dtype.element_ty, NUMBERS_IN_WORD)
     tiles = ()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..compiled_for import compiled_for
+from ..compiled_for import compiled_for, lanes_of_warp
 from .exchange import any_of, arrive, goes_on, load_from_l2, wait_for
 from .spin import parts_constraints, parts_poll, same_types, words_of_thread
 
@@ -94,19 +94,55 @@ def exchange_round(
             tiles = tiles + (load_from_l2(first + other * APART, None, None),)
     else:
         _publish_words(where, words)
+        COPIES: tl.constexpr = copies_for_all_threads(ROWS * COLUMNS, LOOP.NUM_WARPS * lanes_of_warp())
+        there = _repeated(first, COPIES)
         for _ in tl.static_range(COUNT):
-            tiles = tiles + (tl.zeros((ROWS, COLUMNS), dtype=tl.int32),)
+            tiles = tiles + (tl.zeros((COPIES * ROWS, COLUMNS), dtype=tl.int32),)
         missing = limit >= 0
         on = limit >= 0
         end = tl.cast(0, tl.int64)
         polls = 0
         while missing & on:
-            stale = tl.zeros((ROWS, COLUMNS), dtype=tl.int32)
+            stale = tl.zeros((COPIES * ROWS, COLUMNS), dtype=tl.int32)
             tiles = ()
             for other in tl.static_range(COUNT):
-                tiles = tiles + (load_from_l2(first + other * APART, None, None),)
+                tiles = tiles + (load_from_l2(there + other * APART, None, None),)
                 stale = stale | (tiles[other] ^ round_bit)
             missing = any_of((stale & 1) != 0) != 0
             polls += 1
             on, end = goes_on(polls, end, limit)
+        tiles = _once(tiles, COPIES)
     return tiles, missing
+
+
+@triton.constexpr_function
+def copies_for_all_threads(words, threads):
+    """How often a tile is read so that no two threads share an element of it.
+
+    Where they do, each reads it for itself, and `any_of` asks one of them: a thread that reads a moment earlier goes on
+    with the round before.
+    """
+    return max(1, threads // words)
+
+
+@triton.jit
+def _repeated(pointers, COPIES: tl.constexpr):
+    if COPIES == 1:
+        return pointers
+    else:
+        shape: tl.constexpr = (COPIES, pointers.shape[0], pointers.shape[1])
+        return tl.reshape(tl.broadcast_to(pointers[None, :, :], shape), (COPIES * shape[1], shape[2]))
+
+
+@triton.jit
+def _once(tiles, COPIES: tl.constexpr):
+    """Of tiles of equal copies one each."""
+    if COPIES == 1:
+        return tiles
+    else:
+        COUNT: tl.constexpr = len(tiles)
+        shape: tl.constexpr = (COPIES, tiles[0].shape[0] // COPIES, tiles[0].shape[1])
+        found = ()
+        for index in tl.static_range(COUNT):
+            found = found + (tl.max(tl.reshape(tiles[index], shape), axis=0),)
+        return found
