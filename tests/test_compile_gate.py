@@ -181,6 +181,6 @@ def test_kernel(grid, target, rule, kernels_of):
     if grid != "few":
         assert set(kernels["regime"]) == {"single_cta", "cooperative"}
         assert set(kernels["phase"]) == {"forward", "backward"}
-        assert set(kernels["cell"]) == set(CELLS)
+        assert set(kernels["cell"]) >= set(CELLS)
     failing = broken(rule, kernels)
     assert failing.empty, f"{rule.__name__} fails on {target}:\n{failing.to_string()}"
