@@ -402,11 +402,23 @@ def test_approximations_within_their_stated_error(opcode, function, error, numbe
     assert (np.abs(found - expected) <= error * np.abs(expected)).all()
 
 
-def test_division_within_two_units(numbers):
+@pytest.mark.parametrize("opcode", ["div.full.f32", "div.approx.f32", "div.approx.ftz.f32"])
+def test_division_within_two_units(opcode, numbers):
     a, b = (np.exp2(numbers.uniform(-60, 60, LANES)).astype(np.float32) for _ in range(2))
-    found = run("div.full.f32", a.view(np.uint32), b.view(np.uint32)).view(np.float32)
+    found = run(opcode, a.view(np.uint32), b.view(np.uint32)).view(np.float32)
     exact = a.astype(np.float64) / b
     assert (np.abs(found - exact) <= 2 * np.spacing(found)).all()
+
+
+def test_what_div_approx_makes_of_a_large_divisor():
+    """Table of div.approx in the PTX ISA: zero, and NaN of infinity; a divisor that is infinite is a divisor."""
+    a = np.array([1, -3e38, np.inf, 1, 1] * LANES, np.float32)[:LANES]
+    b = np.array([1e38, 2e38, 3e38, np.inf, 8e37] * LANES, np.float32)[:LANES]
+    found = run("div.approx.f32", a.view(np.uint32), b.view(np.uint32)).view(np.float32)[:5]
+    assert (found[:2] == 0).all()
+    assert np.isnan(found[2])
+    assert found[3] == 0
+    assert abs(found[4] * 8e37 - 1) < 1e-6
 
 
 # Comparisons.

@@ -3,7 +3,7 @@
 ex2.approx                2 ulp                      rcp.approx      1 ulp
 lg2.approx                2**-22, relative outside (0.5, 2) and absolute inside
 sqrt.approx, rsqrt.approx 2**-22.9 relative          tanh.approx     2**-11 relative
-div.full                  2 ulp
+div.full, div.approx      2 ulp; div.approx by more than 2**126 is zero
 
 So a result of the GPU differs from this one by these errors; tolerances leave room for them.
 """
@@ -39,5 +39,15 @@ APPROXIMATE: dict[str, Operation] = {"tanh.approx.f32": operation(_approximation
 for _name, _run in _OF_ONE.items():
     APPROXIMATE[f"{_name}.approx.f32"] = operation(_approximation(_run), ["f32"])
     APPROXIMATE[f"{_name}.approx.ftz.f32"] = operation(flushing(_approximation(_run)), ["f32"])
+
+
+def _quotient(a: Floats, b: Floats) -> Floats:
+    """Zero by 2**126 and more, and NaN where infinity is divided by that (PTX ISA, div)."""
+    huge = (np.abs(b) > 2.0**126) & np.isfinite(b)
+    return np.where(huge, a * 0, a / b)
+
+
+for _suffix, _run in ((".f32", _approximation(_quotient)), (".ftz.f32", flushing(_approximation(_quotient)))):
+    APPROXIMATE[f"div.approx{_suffix}"] = operation(_run, ["f32"] * 2)
 APPROXIMATE["div.full.f32"] = operation(_approximation(np.divide), ["f32"] * 2)
 APPROXIMATE["div.full.ftz.f32"] = operation(flushing(_approximation(np.divide)), ["f32"] * 2)
