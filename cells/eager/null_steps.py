@@ -91,8 +91,8 @@ def run_null_steps(call: Call, decision: Decision, walks: list[Walk]) -> tuple[T
 
 def walks_of(call: Call) -> list[Walk]:
     """The walk of each direction. Backwards every row starts at its own end, with hx, so no step stands before it."""
-    # Indices are into S*B or T*B throughout, and few operations are asked for them: of 1.4 ms that an LSTM takes for
-    # T=128 B=8 H=128, each cost about 5 us.
+    # Indices are into S*B or T*B throughout, and few operations are asked for them: of 1.3 ms that an LSTM takes for
+    # T=128 B=8 H=128 on a CPU these are 0.12, each about 5 us. In NumPy they were 0.13.
     device, T, B = call.x.device, call.x.shape[1], call.x.shape[0]
     if not call.layers.batch_first:
         T, B = B, T
