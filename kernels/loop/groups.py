@@ -125,6 +125,7 @@ class Loop:
     PAIRS:     whether two 16-bit numbers are compared by one instruction (see `spin`).
     INTERLEAVED: whether the product's rows are ordered by warps, not by gates (see `interleave`).
     KEPT:      whether the words that a step reads of its team are kept for the next one (see `exchange.no_words`).
+    NO_VECTORS: whether LLVM is kept from making vectors of a sum of parts (see `split_k`).
     NUM_WARPS: of a program, as `Config` has them.
     MEMBERS:   programs of a team.
     BLOCK_B, BLOCK_H, BLOCK_K, SPLIT_K:  as `Config` has them; SPLIT_K is 1 where no product is shared (see
@@ -148,6 +149,7 @@ class Loop:
     PAIRS: bool
     INTERLEAVED: bool
     KEPT: bool
+    NO_VECTORS: bool
     NUM_WARPS: int
     MEMBERS: int
     BLOCK_B: int
