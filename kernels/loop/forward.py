@@ -46,7 +46,8 @@ class Inputs(NamedTuple):
 def load_inputs(now, tile, me, gx, rows, resets, B, CELL: tl.constexpr, LOOP: tl.constexpr):
     ptr = gx.ptr + me.direction.to(tl.int64) * gx.direction
     mask = me.unit_ok[:, None] & now.here[None, :]
-    x = load_packed_gates(strided_tile(ptr, gx, now, tile, me, rows, AT_ONCE=LOOP.EXCHANGE == "spin"), mask, CELL.gates, LOOP)
+    at = strided_tile(ptr, gx, now, tile, me, rows, AT_ONCE=LOOP.EXCHANGE == "spin")
+    x = load_packed_gates(at, mask, CELL.gates, LOOP)
     reset = ()  # Triton 3.6.0 returns no None from a function
     if resets.marks is not None:
         reset = reset_rows(resets.marks, now, tile, me, B)

@@ -78,8 +78,8 @@ def _number_by_number(numbers, LOOP: tl.constexpr):
     Its SLP vectorizer takes what a step adds to the gradients for a chain of pairs that begins in the step before, and
     to line the pairs up it moves whatever it may to the front of the step: the descriptors of all matrix instructions
     then live through the wait, in vector registers, and come back by R2UR. GRU "save" backwards bf16 H=768 B=16, sm_90:
-    1,824 issue cycles, 242 registers and 124 R2UR with them, 1,165, 124 and none so. Of a cell with two states the chain
-    begins elsewhere: an LSTM gains nothing, and with lengths or resets loses 400 to 700 (768 and 1,024 units).
+    1,824 issue cycles, 242 registers and 124 R2UR with them, 1,165, 124 and none so. Of a cell with two states the
+    chain begins elsewhere: an LSTM gains nothing, and with lengths or resets loses 400 to 700 (768, 1,024 units).
     """
     if LOOP.PAIRS and LOOP.NO_VECTORS:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [numbers], dtype=tl.float32, is_pure=True, pack=1)

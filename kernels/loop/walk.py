@@ -171,7 +171,8 @@ def strided_tile(ptr, strided, now, tile, me, rows, AT_ONCE: tl.constexpr = Fals
 
     A packed one has a single stride, from row to row. AT_ONCE: where the tile's pointers are all that the loop loads
     by, `wide_product` makes them. LSTM bf16 768 B=16, sm_90: forwards 1,148 issue cycles a step with it and 1,160
-    without, backwards 1,488 and 1,469.
+    without, backwards 1,488 and 1,469. Of one program's large tile every pointer is made anew then: GRU of 64 units,
+    sm_80, 1,371 and 964.
     """
     if rows.starts is not None:
         start = now.first * strided.row
