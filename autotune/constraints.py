@@ -255,6 +255,7 @@ def polls_with_all_threads(problem: Problem, config: Config, limits: DeviceLimit
 
 CONSTRAINTS: tuple[Constraint, ...] = (
     is_matrix_shape,
+    polls_with_all_threads,
     fills_its_columns,
     fits_shared,
     fits_registers,
