@@ -152,7 +152,10 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
     much = _keeps_much(problem)
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
-    spills = _states_spill(problem, block, limits) or (resident > 512 and _ragged_heads_spill(problem, limits))
+    # So do 512 of them backwards: RNN bf16 H=256 spills 256 bytes and goes to local memory 65 times a step.
+    spills = block == 256 and problem.phase == "backward" and limits.arch[0] == "cuda" and not has_wgmma(limits)
+    spills = spills or _states_spill(problem, block, limits)
+    spills = spills or (resident > 512 and _ragged_heads_spill(problem, limits))
     normalised = find_cell(problem.cell).normalised
     if block <= 256 and (resident <= 512 or has_wgmma(limits)) and not spills:
         # A layer norm's tiles beside the gates': with 4 warps an LSTM of 64 spills 616 bytes backwards on sm_90, with 8
