@@ -23,18 +23,20 @@ from triton.backends.compiler import GPUTarget
 
 from ..executor import executing_on
 from ..layouts import check_layouts
-from ..resources import TOO_LARGE
+from ..resources import A100, H100, TOO_LARGE
 from .machine import Behaviour, Kernel, Machine
 
 SPIN_LIMIT = 16 * 1024
 """Of a wait, in 1,024 ns of a clock that goes on by a microsecond whenever anybody does anything."""
-TARGETS = ("sm_80", "sm_90")
+GPUS = {gpu.target: gpu for gpu in (A100, H100)}
+TARGETS = tuple(GPUS)
 
 
 class PtxExecutor:
     """An `Executor` for CPU tensors.
 
-    target:              "sm_80" or "sm_90".
+    target:              "sm_80" or "sm_90": a program has the shared memory of an A100 or H100, or raises
+                         triton.OutOfResources.
     resident_programs:   how many programs the imagined GPU holds at once.
     admitted_programs:   how many of a cooperative grid its driver admits; None for any number.
     edit:                changes the PTX of each kernel before it runs.
@@ -54,7 +56,8 @@ class PtxExecutor:
     ) -> None:
         if target not in TARGETS:
             raise ValueError(f"target should be one of {', '.join(TARGETS)}, got {target!r}")
-        self.arch: tuple[str, int | str] = ("cuda", int(target.removeprefix("sm_")))
+        self.gpu = GPUS[target]
+        self.arch = self.gpu.arch
         self.resident_programs, self.admitted_programs, self.edit = resident_programs, admitted_programs, edit
         self.behaviour = Behaviour(**options)
         self.launches = 0
@@ -72,6 +75,8 @@ class PtxExecutor:
         tensors: dict[int, torch.Tensor] = {}
         for name, kind in compiled.src.signature.items():
             _flatten(kind, arguments.get(name), values, tensors)
+        if compiled.metadata.shared > self.gpu.shared_per_block:  # as Triton says when it loads one on a GPU
+            raise triton.OutOfResources(compiled.metadata.shared, self.gpu.shared_per_block, "shared memory")
         text = compiled.asm["ptx"]
         ptx = text if self.edit is None else self.edit(text)
         decoded = _decoded(ptx, compiled.metadata.num_warps, compiled.metadata.shared)
