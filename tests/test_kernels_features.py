@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.bench.check.features import Call, draw_call, errors_of, small_config
+from holdfast.bench.check import features
+from holdfast.bench.check.features import Call, draw_call, errors_of, plainly, small_config
 from holdfast.cells.eager.activations import ACTIVATIONS
 from holdfast.kernels import gemm, layer
 from holdfast.kernels.cell_spec import CELLS, find_cell
@@ -47,6 +48,17 @@ def test_many_random_combinations(cell, regime, device):
             assert_right(draw_call(cell, seed), regime, ("save", "recompute")[seed % 2], device)
         except Exception as error:
             raise AssertionError(f"draw_call({cell!r}, {seed})") from error
+
+
+@pytest.mark.parametrize("error", [8e-7, 3e-6])
+def test_an_error_is_right_where_torchs_own_may_be_as_large_nearby(error, monkeypatch):
+    """By luck torch errs by 1.9e-7 in this call, and by up to 4.1e-7 a thousandth away: 8e-7 are allowed, 3e-6 not."""
+    call = draw_call("rnn_tanh", 1810123310)
+    right = plainly(call, torch.float64)
+    beside = {name: (value * (1 + error)).float() for name, value in right.items()}
+    monkeypatch.setattr(features, "through_kernels", lambda *arguments: beside)
+    found = errors_of(call, "dataflow", "save", torch.device("cpu"))
+    assert all(errors.ok for errors in found.values()) == (error < 1e-6)
 
 
 def test_the_draws_reach_every_feature():
@@ -171,7 +183,8 @@ def test_padding_reaches_no_gradient(options):
 
 
 @pytest.mark.parametrize("cell", ["RNN", "LSTM"])
-def test_the_initial_state_of_a_row_without_steps_reaches_no_gradient(cell):
+def test_the_initial_state_of_a_row_without_steps_reaches_no_gradient(cell, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")  # TF32, torch's default, errs by 1e-3
     module, x = getattr(holdfast, cell)(3, 16), torch.randn(4, 2, 3)
     h = torch.randn(1, 2, 16)
     h[0, 1] = torch.inf
@@ -183,7 +196,7 @@ def test_the_initial_state_of_a_row_without_steps_reaches_no_gradient(cell):
         y.sum().backward()
         gradients.append(module.weight_hh_l0.grad)
     assert gradients[0].isfinite().all()
-    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

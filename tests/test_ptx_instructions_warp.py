@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from holdfast.kernels.ptx import matrix
-from holdfast.kernels.ptx.errors import DivergenceError
+from holdfast.kernels.ptx.errors import DivergenceError, UnknownInstructionError
 from holdfast.kernels.ptx.instructions import COLLECTIVE
 from holdfast.kernels.ptx.wgmma import WGMMA
 
@@ -258,6 +258,12 @@ def test_descriptors(bits, mn_major, kind, k):
     assert len(np.unique(expected)) == expected.size
     assert (spec.a_bytes(descriptor, mn_major) == expected).all()
     assert (spec.b_bytes(descriptor, mn_major) == expected).all()
+    with_offset = descriptor | 2 << 49
+    if bits == 0:  # no pattern that could begin elsewhere
+        assert (spec.a_bytes(with_offset, mn_major) == expected).all()
+    else:
+        with pytest.raises(UnknownInstructionError, match="base offset"):
+            spec.a_bytes(with_offset, mn_major)
 
 
 @pytest.mark.parametrize("n", [8, 16, 64, 256])

@@ -4,7 +4,7 @@ reference where torch.nn lacks it."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_la
 from ...kernels.problem import Precision, Problem
 from ...kernels.tolerance import Errors, compare_all, relative_error, worst
 from ..method.plain_layer import PlainLayer
-from .features import small_config, states_of
+from .features import NEIGHBOURS, small_config, states_of
 
 _TORCH: dict[str, Any] = {
     "rnn_tanh": torch.nn.RNN,
@@ -252,19 +252,17 @@ def check_gradients(case: Case, device: torch.device, seed: int, keep: Keep) -> 
 
 
 def _errors(layer: Layer, seed: int, ours: dict[str, torch.Tensor], by_torch: _ByTorch) -> Errors:
+    """Where torch's error here does not allow ours, its largest among the neighbours says whether that is luck: an
+    sLSTM of 64 units erred by 3.1e-6 in the interpreter too, torch by 3.1e-7, and by 1.7e-6 a thousandth away."""
     like = layer.case.like
     torchs, reference = by_torch(layer, like), by_torch(layer, torch.float64)
     assert ours.keys() == reference.keys()
-    elsewhere = max((_torch_error(other, by_torch) for other in _other_draws(layer, seed)), default=0.0)
     named = [[found[name] for name in reference] for found in (ours, torchs, reference)]
+    errors = worst(compare_all(named[0], named[1], named[2], like))
+    if errors.ok:
+        return errors
+    elsewhere = max(_torch_error(layer.neighbour(1000 * seed + draw), by_torch) for draw in range(NEIGHBOURS))
     return worst(compare_all(named[0], named[1], named[2], like, elsewhere))
-
-
-def _other_draws(layer: Layer, seed: int) -> Iterator[Layer]:
-    """For a case of a few numbers, its neighbours: at one point alone torch's error may be zero by luck."""
-    case = layer.case
-    if case.hidden_size * case.batch_size * case.length < 64:
-        yield from (layer.neighbour(1000 * seed + draw) for draw in range(16))
 
 
 def _torch_error(layer: Layer, by_torch: _ByTorch) -> float:

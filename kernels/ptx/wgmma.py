@@ -28,9 +28,9 @@ _ROW_BYTES = (16, 128, 64, 32)
 def element_addresses(descriptor: int, extent: int, k: int, itemsize: int, transposed: bool) -> npt.NDArray[np.int64]:
     """[extent, k]: where each element's first byte lies in shared memory; extent is of M or N."""
     address, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
-    if descriptor >> 49 & 7:
-        raise UnknownInstructionError("wgmma with a base offset in a descriptor")
     row_bytes = _ROW_BYTES[descriptor >> 62 & 3]
+    if row_bytes > 16 and descriptor >> 49 & 7:  # it shifts the swizzle's pattern; Triton 3.9 writes it without one too
+        raise UnknownInstructionError("wgmma with a base offset in a descriptor")
     of_extent, of_k = np.arange(extent)[:, None], np.arange(k)[None, :]
     along, across = (of_extent, of_k) if transposed else (of_k, of_extent)
     in_row = row_bytes // itemsize
