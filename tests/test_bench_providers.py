@@ -68,6 +68,12 @@ def test_all_agree_on_resets(cell, provider, phase):
     assert judged(provider, Case(cell, torch.float32, 13, 4, 17, sequences="resets"), phase, seed=5).ok
 
 
+@pytest.mark.parametrize(("sequences", "steps"), [("resets", 40), ("rare resets", 50)])
+def test_how_often_episodes_end(sequences, steps):
+    resets = Numbers(Case("lstm", torch.float32, 8, 64, 320, sequences=sequences), CPU).resets
+    assert abs(resets.sum() - resets.numel() / steps) < 5 * (resets.numel() / steps) ** 0.5
+
+
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("change", [{"heads": 3}, {"directions": 2}, {"layers": 2}], ids=str)
 def test_all_agree_on_more_than_one(change, phase):

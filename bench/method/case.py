@@ -11,7 +11,7 @@ from ...autotune.cudnn import Stack
 from ...cells.eager.reference import reference_of
 
 Phase = Literal["forward", "training"]
-Sequences = Literal["dense", "ragged", "resets"]
+Sequences = Literal["dense", "ragged", "resets", "rare resets"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -27,7 +27,7 @@ class Case:
     input_size:   I; 0 stands for the width of the output of one direction, heads * H.
     heads:        independent recurrences side by side, outputs concatenated: a block-diagonal W_hh.
     sequences:    "dense": T steps in every row; "ragged": lengths between T/4 and T;
-                  "resets": episodes end about every T/8 steps.
+                  "resets": episodes end about every T/8 steps; "rare resets": every 50.
     """
 
     cell: str

@@ -53,8 +53,9 @@ class Numbers:
             self.lengths[0] = T
             for row, length in enumerate(self.lengths.tolist()):
                 self.dy[length:, row] = 0
-        if case.sequences == "resets":
-            self.resets = (torch.rand(T, B, generator=on_cpu) < 1 / max(2, T // 8)).to(device)
+        if case.sequences in ("resets", "rare resets"):
+            steps = max(2, T // 8) if case.sequences == "resets" else 50
+            self.resets = (torch.rand(T, B, generator=on_cpu) < 1 / steps).to(device)
 
     def module(self, factory: Factory, dtype: torch.dtype, head: int = 0, **options: Any) -> Any:
         """A recurrent module of torch.nn's signature with this case's weights, in `dtype`."""

@@ -13,7 +13,7 @@ from .features import NO_RESETS
 from .session import Session
 
 CASES = tuple(
-    Case("lstm", torch.float32, H, B, 128, input_size=64, sequences="resets")
+    Case("lstm", torch.float32, H, B, 128, input_size=64, sequences="rare resets")
     for H in (64, 128, 256)
     for B in (8, 16, 64)
 )

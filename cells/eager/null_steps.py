@@ -86,6 +86,8 @@ def run_null_steps(call: Call, decision: Decision, walks: list[Walk]) -> tuple[T
             finals.append(states)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     y = x.transpose(0, 1) if layers.batch_first else x
+    if len(finals) == 1:
+        return y, finals[0]
     return y, tuple(torch.cat(of_one_state) for of_one_state in zip(*finals, strict=True))
 
 
@@ -143,25 +145,20 @@ def _one_layer(
     """One layer in one direction: y [T, B, H], any numbers past a row's end, and the final states [1, B, H]."""
     layers, (T, B, width) = call.layers, x.shape
     closing, bias = layers.cell in DRIVES, layers.bias
+    kinds = F.pad(x.reshape(T * B, width), (0, 0, 0, 2))  # every step, a null and a hold step
     if closing:
         weights, bias = _with_columns(layers, weights, decision.autocast or x.dtype)
-    kinds = F.pad(x.flatten(0, 1), (0, weights[0].shape[1] - width, 0, 2))  # every step, a null and a hold step
-    if closing:
-        flags = layers.n_states
-        with torch.no_grad():  # no derivative reads these numbers
-            kinds[-2:, width : width + flags] = _flags(flags, x.dtype, x.device)
-            if weights[0].shape[1] > width + flags:
-                kinds[:-2, width + flags :] = 1
-    laid = kinds.index_select(0, walk.source).unflatten(0, (walk.steps, B))
+        kinds = torch.cat((kinds, _flags(T * B, layers.n_states, weights[0].shape[1] - width, x.dtype, x.device)), 1)
+    laid = kinds.index_select(0, walk.source).view(walk.steps, B, -1)
     training = layers.training or cudnn_backward_wants_training_mode(call, decision)
     y, *after = FUSED_OPS[layers.cell](laid, as_hx(states), weights, bias, 1, 0.0, training, False, False)
-    y = y.flatten(0, 1)
+    y = y.view(walk.steps * B, -1)
     if closing and y.detach().index_select(0, walk.idle).any():
         return None
     h = y.index_select(0, walk.last).unsqueeze(0)
     if call.lengths is not None:
         h = h.where((call.lengths > 0).unsqueeze(-1), states[0].to(h.dtype))
-    return y.index_select(0, walk.back).unflatten(0, (T, B)), (h, *after[1:])
+    return y.index_select(0, walk.back).view(T, B, -1), (h, *after[1:])
 
 
 def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], bool]:
@@ -195,11 +192,14 @@ def _closing_columns(
         return drives.repeat_interleave(hidden_size, 0)
 
 
-@lru_cache(maxsize=64)
-def _flags(flags: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[2, flags]: what a null step has in the closing columns, and a hold step; of one column both the same."""
+@lru_cache(maxsize=4)
+def _flags(rows: int, flags: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[rows + 2, columns]: the further columns of every step, of a null and of a hold step, the same for one flag."""
     with torch.inference_mode(False), torch.no_grad():
-        return torch.eye(2, dtype=dtype, device=device) if flags == 2 else torch.ones(2, 1, dtype=dtype, device=device)
+        found = torch.zeros(rows + 2, columns, dtype=dtype, device=device)
+        found[:rows, flags:] = 1
+        found[rows:, :flags] = torch.eye(2, dtype=dtype, device=device) if flags == 2 else 1
+        return found
 
 
 def _parts(t: Tensor) -> list[Tensor]:
