@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.cells.eager import ragged
+from holdfast.cells.eager import null_steps, ragged
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -110,6 +110,39 @@ def test_null_steps_are_exact(kind, options, dtype, monkeypatch):
     for p, q in zip(found, expected, strict=True):
         tolerance = 1e-12 if dtype is torch.float64 else 3e-6
         torch.testing.assert_close(p, q, rtol=0, atol=tolerance * max(1.0, q.abs().max().item()))
+
+
+@pytest.mark.parametrize("most", [1, 20_000, 2**40], ids=["step by step", "in pieces", "whole"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_long_walk_is_trained_in_pieces(bidirectional, most, monkeypatch):
+    """Of an LSTM; they are the whole but for rounding."""
+    m, x = module("lstm", dtype=torch.float64, bidirectional=bidirectional), torch.randn(T, B, INPUT).double()
+    hx, lengths, resets = tuple(t.double() for t in state(m)), [T, 4, 0, 1, 7], torch.zeros(T, B, dtype=torch.bool)
+    resets[[3, 6, 6], [0, 0, 1]] = True
+    walked = []
+    op = null_steps.FUSED_OPS["lstm"]
+    monkeypatch.setitem(null_steps.FUSED_OPS, "lstm", lambda *a: walked.append(len(a[0])) or op(*a))
+
+    def run():
+        given = [t.requires_grad_() for t in (x, *hx)]
+        results = flat(m(x, hx, lengths=lengths, resets=resets))
+        return [*results, *torch.autograd.grad(sum(t.sin().sum() for t in results), [*given, *m.parameters()])]
+
+    always(monkeypatch, 0.0)
+    expected = run()
+    walked.clear()
+    always(monkeypatch, float("inf"))
+    monkeypatch.setattr(null_steps, "MOST_BYTES", most)
+    for found, right in zip(run(), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-12 * max(1.0, right.abs().max().item()))
+    directions = 1 + bidirectional
+    steps = sum(walked) // directions
+    pieces = {1: steps, 20_000: 2, 2**40: 1}[most]
+    assert steps > T
+    assert len(walked) == pieces * directions
+    with torch.no_grad():
+        m(x, hx, lengths=lengths, resets=resets)
+    assert walked[-directions:] == [steps] * directions, "nothing is kept for a way back"
 
 
 @pytest.mark.parametrize("kind", GATED)
