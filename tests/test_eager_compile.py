@@ -84,6 +84,46 @@ OF_EACH_PATH = [
 ]
 
 
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("options", [{}, BOTH, {"bias": False}], ids=["one layer", "two layers", "no bias"])
+@pytest.mark.parametrize("given", ["nothing", "hx", "lengths", "resets", "everything"])
+@pytest.mark.parametrize("kind", [kind for kind in MODULES if kind != "zoneout"])
+def test_a_single_step_is_plain_operations(kind, given, options):
+    """For the compiler to fuse; equal to eager mode but for rounding, for any batch size."""
+    m = MODULES[kind](dtype=torch.float64, **options)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(m, fullgraph=True, backend=counter)
+    for B in (3, 5, 7):
+        x = torch.randn((B, 1, INPUT) if m.batch_first else (1, B, INPUT), dtype=torch.float64, requires_grad=True)
+        rows = m.num_layers * (1 + m.bidirectional)
+        h, c = (torch.randn(rows, B, n, dtype=torch.float64) for n in (m.proj_size or H, H))
+        hx = (h, c) if m.n_states == 2 else h
+        cuts = {"lengths": torch.randint(0, 2, (B,)), "resets": (torch.rand(B) < 0.5).view(x.shape[:2])}
+        more = {k: v for k, v in cuts.items() if given in (k, "everything")}
+        more |= {"reset_state": hx} if given == "everything" else {}
+        arguments = (x, hx) if given in ("hx", "everything") else (x,)
+        for p, q in zip(trained(m, compiled, *arguments, **more), trained(m, m, *arguments, **more), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+    assert counter.frame_count == 2
+    assert not any("holdfast" in str(node.target) for graph in counter.graphs for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize("why", ["random numbers", "gates", "bfloat16", "autocast"])
+def test_a_single_step_that_stays_an_op(why):
+    m = holdfast.LSTM(INPUT, H, num_layers=2, dropout=0.5 if why == "random numbers" else 0.0)
+    m.to(torch.bfloat16 if why == "bfloat16" else torch.float32)
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def forward(x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
+            return m(x, return_gates="differentiable" if why == "gates" else False)
+
+    x = torch.randn(1, 3, INPUT, dtype=next(m.parameters()).dtype)
+    same(trained(m, torch.compile(forward, fullgraph=True, backend=counter), x), trained(m, forward, x))
+    targets = [node.target for graph in counter.graphs for node in graph.graph.nodes]
+    assert torch.ops.holdfast.eager.default in targets
+
+
 @pytest.mark.parametrize("kind", OF_EACH_PATH)
 def test_every_argument(kind):
     m = MODULES[kind](**BOTH, dropout=0.3)
