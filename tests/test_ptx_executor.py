@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -79,6 +80,30 @@ def test_kernels(cell, regime, dtype, target):
     seed = seed_of(cell, regime, dtype)
     with compiled(target, seed=seed):
         forward, backward = check_training(small(cell, regime, dtype), CPU, seed, in_turn(cell, regime, dtype)[1])
+    assert forward.ok, forward
+    assert backward.ok, backward
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_kernels_without_an_initial_state(cell, regime, dtype, keep, target):
+    """They are kernels of their own."""
+    seed = seed_of(cell, regime, dtype)
+    with compiled(target, seed=seed):
+        forward, backward = check_training(replace(small(cell, regime, dtype), initial=False), CPU, seed, keep)
+    assert forward.ok, forward
+    assert backward.ok, backward
+
+
+def test_peepholes_without_an_initial_state():
+    """Triton 3.7.1 could not compile this one."""
+    with compiled("sm_90"):
+        case = replace(small("lstm_peephole", "cooperative/dataflow", torch.float32), initial=False)
+        forward, backward = check_training(case, CPU, 0, "save")
     assert forward.ok, forward
     assert backward.ok, backward
 
