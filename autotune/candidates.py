@@ -152,10 +152,7 @@ def candidates(problem: Problem, limits: DeviceLimits) -> Iterator[Config]:
     resident = gates * block * operand_bytes(problem, limits)  # bytes of W_hh per column
     much = _keeps_much(problem)
     # As mma.sync, more than 512 bytes a column end up in registers on Triton 3.9: LSTM bf16 H=100 spills 232 bytes.
-    # So do 512 of them backwards: RNN bf16 H=256 spills 256 bytes and goes to local memory 65 times a step.
-    spills = block == 256 and problem.phase == "backward" and limits.arch[0] == "cuda" and not has_wgmma(limits)
-    spills = spills or _states_spill(problem, block, limits)
-    spills = spills or (resident > 512 and _ragged_heads_spill(problem, limits))
+    spills = _one_program_spills(problem, block, limits) or (resident > 512 and _ragged_heads_spill(problem, limits))
     normalised = find_cell(problem.cell).normalised
     if block <= 256 and (resident <= 512 or has_wgmma(limits)) and not spills:
         # A layer norm's tiles beside the gates': with 4 warps an LSTM of 64 spills 616 bytes backwards on sm_90, with 8
@@ -197,19 +194,20 @@ def _keeps_much(problem: Problem) -> bool:
     return large or find_cell(problem.cell).inner is not None or not noise.isdisjoint(problem.features)
 
 
-def _states_spill(problem: Problem, block: int, limits: DeviceLimits) -> bool:
-    """Whether one program has no registers for a cell's states or own numbers beside the features, nor for what a layer
-    norm keeps of all units, sm_80, backwards.
+def _one_program_spills(problem: Problem, block: int, limits: DeviceLimits) -> bool:
+    """Whether one program has no registers, sm_80, backwards, for 256 columns; or from 64 on for a cell's states or own
+    numbers beside the features, or for what a layer norm keeps of all units.
 
-    An sLSTM of 64 with all of them, bf16, goes to local memory 6 to 12 times a step, 56 to 72 bytes; an LSTM of 64 with
-    peepholes in 16 bits 50 to 77 times on Triton 3.9, 184 to 264 bytes, 3,226 issue cycles where a team takes 988. With
-    a layer norm, 8 warps, an LSTM of 64 goes there 150 times a step, a GRU 44 times; a team of four never does.
+    On Triton 3.9 an RNN of 256, bf16, spills 256 bytes and goes to local memory 65 times a step. An sLSTM of 64 with
+    all features, bf16, goes there 6 to 12 times a step, 56 to 72 bytes; an LSTM of 64 with peepholes in 16 bits 50 to
+    77 times on Triton 3.9, 184 to 264 bytes, 3,226 issue cycles where a team takes 988. With a layer norm, 8 warps, an
+    LSTM of 64 goes there 150 times a step, a GRU 44 times; a team of four never does.
     """
     cell = find_cell(problem.cell)
     many_states = cell.states > 2 and bool(problem.features)
     many_numbers = cell.parameters > 0 and _keeps_much(problem)
-    crowded = (many_states or many_numbers or cell.normalised > 0) and problem.phase == "backward"
-    return crowded and block >= 64 and limits.arch[0] == "cuda" and not has_wgmma(limits)
+    crowded = block == 256 or (block >= 64 and (many_states or many_numbers or cell.normalised > 0))
+    return crowded and problem.phase == "backward" and limits.arch[0] == "cuda" and not has_wgmma(limits)
 
 
 def _means_leave_no_room(problem: Problem, limits: DeviceLimits) -> bool:

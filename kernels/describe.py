@@ -61,7 +61,7 @@ def loop_of(problem: Problem, config: Config, arch: Arch) -> Loop:
         PAIRS=platform == "cuda" and int(arch[1]) >= 90,  # max.u16x2
         INTERLEAVED=interleaves(problem, config, arch),
         KEPT=keeps_words(problem, config, arch),
-        NO_VECTORS=platform == "cuda" and find_cell(problem.cell).states == 1,
+        NO_VECTORS=platform == "cuda" and int(arch[1]) >= 90 and find_cell(problem.cell).states == 1,
         NUM_WARPS=config.num_warps,
         MEMBERS=team_size(problem, config),
         BLOCK_B=config.BLOCK_B,

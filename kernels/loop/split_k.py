@@ -81,7 +81,7 @@ def _number_by_number(numbers, LOOP: tl.constexpr):
     1,824 issue cycles, 242 registers and 124 R2UR with them, 1,165, 124 and none so. Of a cell with two states the
     chain begins elsewhere: an LSTM gains nothing, and with lengths or resets loses 400 to 700 (768, 1,024 units).
     """
-    if LOOP.PAIRS and LOOP.NO_VECTORS:
+    if LOOP.NO_VECTORS:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [numbers], dtype=tl.float32, is_pure=True, pack=1)
     else:
         return numbers
