@@ -42,8 +42,6 @@ def layout_of(call: Call) -> Layout:
         return Layout("one dense call", call, [])
     if can_close(call):
         walks = walks_of(call)
-        if not walks:
-            return Layout("one dense call", call._replace(resets=None), [])
         most = MOST_STEPS_OF_A_KERNEL if _runs_as_a_kernel(call) else MOST_STEPS_OF_A_LOOP
         if walks[0].steps * call.batch_size <= most * walks[0].counted:
             return Layout(_name_of_steps(call), call, walks)
@@ -96,7 +94,7 @@ def without_cuts_at_the_edges(call: Call) -> Call:
         if hx is not None or reset_hx is not None:
             first = resets if T == 1 else resets[:1]
             hx = _entered(call, first if lengths is None else first & (lengths > 0))
-        if T == 1 or not (can_close(call) or bool(resets[1:].any())):  # what can close finds out as it walks
+        if T == 1 or not bool(resets[1:].any()):
             resets = reset_hx = None
     if reset_hx is not None and not any(state.requires_grad or state.any() for state in call.reset_states):
         reset_hx = None
