@@ -147,11 +147,11 @@ def lstm_gradients(d, v, before, after, p, ACTIVATION: tl.constexpr, RECURRENT: 
 @triton.jit
 def lstm_peephole_gates(x, a, state, p, ACTIVATION: tl.constexpr, RECURRENT: tl.constexpr):
     """i and f also see p_i * c_{t-1} and p_f * c_{t-1}, o sees p_o * c_t (Gers et al. 2002)."""
-    # c_t as an operation of its own: made one with that of the update, Triton 3.7.1 uses its layout before it is there
-    # (float32, by dataflow, no initial state, gates kept: "operand #1 does not dominate this use").
     i = activate(x[0] + a[0] + p[0] * state[1], RECURRENT)
     f = activate(x[1] + a[1] + p[1] * state[1], RECURRENT)
     g = activate(x[2] + a[2], ACTIVATION)
+    # c_t as an operation of its own: made one with that of the update, Triton 3.7.1 uses its layout before it is there
+    # (float32, by dataflow, no initial state, gates kept: "operand #1 does not dominate this use").
     o = activate(x[3] + a[3] + p[2] * tl.fma(f, state[1], i * g), RECURRENT)
     return i, f, g, o
 
