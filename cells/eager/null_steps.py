@@ -174,9 +174,12 @@ def _pieces(call: Call, decision: Decision, rows: int) -> int:
     to the system each time, so that the next call waits for its pages: T=136 B=16 H=256 took 36 ms where T=128 took 24,
     and in two halves 25.
     """
-    if not (decision.trains and call.layers.cell == "lstm" and call.x.device.type == "cpu"):
+    x, layers = call.x, call.layers
+    if not decision.trains or layers.cell != "lstm" or x.device.type != "cpu":
         return 1
-    return 1 + 64 * call.layers.hidden_size * rows // MOST_BYTES
+    if x.dtype != torch.float32 or decision.autocast is not None:  # half as much, and c would be rounded between pieces
+        return 1
+    return 1 + 64 * layers.hidden_size * rows // MOST_BYTES
 
 
 def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], bool]:
