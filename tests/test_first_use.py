@@ -558,7 +558,9 @@ def test_a_compiled_kernel_with_a_wrong_instruction_is_found_out(wrong, monkeypa
             warnings.simplefilter("always")
             module(x)
         assert names(module.explain(x)) == (["failed_first_use"] if wrong else [])
-    assert [w.category for w in told] == ([FirstUseWarning] if wrong else [])
+    # Once in a whole run torch, or somebody whose object was collected just then, had something else to say.
+    ours = [w for w in told if "holdfast" in str(w.message)]
+    assert [w.category for w in ours] == ([FirstUseWarning] if wrong else []), list(map(str, told))
 
 
 # On a GPU.
