@@ -65,6 +65,13 @@ def assert_right(case: Case, phase: str, target: str, seed: int = 0, **options: 
     assert found.ok, found
 
 
+def assert_trains(case: Case, target: str, keep: Keep, seed: int = 0) -> None:
+    with compiled(target, seed=seed):
+        forward, backward = check_training(case, CPU, seed, keep)
+    assert forward.ok, forward
+    assert backward.ok, backward
+
+
 def both_targets() -> Iterator[object]:
     """The quick run takes each combination for the target whose turn it is, the thorough one for the other too."""
     for values in itertools.product(CELLS, REGIMES, DTYPES):
@@ -78,10 +85,7 @@ def test_kernels(cell, regime, dtype, target):
     """Every cell, regime and dtype, forwards and backwards: 63 pairs of kernels in the quick run, sm_80 and sm_90 in
     turn. Both phases are of one pass of training, whose way there the way back needs anyway."""
     seed = seed_of(cell, regime, dtype)
-    with compiled(target, seed=seed):
-        forward, backward = check_training(small(cell, regime, dtype), CPU, seed, in_turn(cell, regime, dtype)[1])
-    assert forward.ok, forward
-    assert backward.ok, backward
+    assert_trains(small(cell, regime, dtype), target, in_turn(cell, regime, dtype)[1], seed)
 
 
 @pytest.mark.sampled(1)
@@ -93,19 +97,13 @@ def test_kernels(cell, regime, dtype, target):
 def test_kernels_without_an_initial_state(cell, regime, dtype, keep, target):
     """They are kernels of their own."""
     seed = seed_of(cell, regime, dtype)
-    with compiled(target, seed=seed):
-        forward, backward = check_training(replace(small(cell, regime, dtype), initial=False), CPU, seed, keep)
-    assert forward.ok, forward
-    assert backward.ok, backward
+    assert_trains(replace(small(cell, regime, dtype), initial=False), target, keep, seed)
 
 
 def test_peepholes_without_an_initial_state():
     """Triton 3.7.1 could not compile this one."""
-    with compiled("sm_90"):
-        case = replace(small("lstm_peephole", "cooperative/dataflow", torch.float32), initial=False)
-        forward, backward = check_training(case, CPU, 0, "save")
-    assert forward.ok, forward
-    assert backward.ok, backward
+    case = replace(small("lstm_peephole", "cooperative/dataflow", torch.float32), initial=False)
+    assert_trains(case, "sm_90", "save")
 
 
 @pytest.mark.sampled(1)

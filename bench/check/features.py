@@ -54,6 +54,12 @@ def states_of(cell: str, drawn: Sequence[Tensor]) -> list[Tensor]:
     return [state.abs() if name == "n" else state for name, state in zip(names, drawn, strict=True)]
 
 
+def near(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers a thousandth away from these, in their dtype."""
+    noise = torch.randn(values.shape, generator=generator) / 1000
+    return (values * (1 + noise)).to(values.dtype)
+
+
 @dataclass
 class Call:
     """A layer and its arguments, padded and on the CPU, in float32."""
@@ -74,11 +80,8 @@ class Call:
     def neighbour(self, seed: int) -> Call:
         """The same call at a point a thousandth away: as well or badly conditioned, rounded otherwise."""
         generator = torch.Generator().manual_seed(seed)
-
-        def near(values: Tensor) -> Tensor:
-            return values * (1 + torch.randn(values.shape, generator=generator) / 1000)
-
-        return replace(self, x=near(self.x), weights=[[near(w) for w in own] for own in self.weights])
+        weights = [[near(w, generator) for w in own] for own in self.weights]
+        return replace(self, x=near(self.x, generator), weights=weights)
 
     @property
     def hidden(self) -> int:

@@ -19,7 +19,7 @@ from ...kernels.layer import LayerWeights, backward_layer, forward_layer, run_la
 from ...kernels.problem import Precision, Problem
 from ...kernels.tolerance import Errors, compare_all, relative_error, worst
 from ..method.plain_layer import PlainLayer
-from .features import NEIGHBOURS, small_config, states_of
+from .features import NEIGHBOURS, near, small_config, states_of
 
 _TORCH: dict[str, Any] = {
     "rnn_tanh": torch.nn.RNN,
@@ -101,16 +101,11 @@ class Layer:
     def neighbour(self, seed: int) -> Layer:
         """The same case at a point a thousandth away: as well or badly conditioned, rounded otherwise."""
         generator = torch.Generator().manual_seed(seed)
-
-        def near(values: torch.Tensor) -> torch.Tensor:
-            noise = torch.randn(values.shape, generator=generator) / 1000
-            return (values * (1 + noise)).to(values.dtype)
-
         other = copy.deepcopy(self)
-        other.x, other.hx = near(self.x), tuple(near(state) for state in self.hx)
+        other.x, other.hx = near(self.x, generator), tuple(near(state, generator) for state in self.hx)
         with torch.no_grad():
             for parameter in other.module.parameters():
-                parameter.copy_(near(parameter))
+                parameter.copy_(near(parameter, generator))
         return other
 
     def _keep_away_from_zero(self, generator: torch.Generator) -> None:
