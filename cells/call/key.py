@@ -36,7 +36,7 @@ def key_of(call: Call, backend: str) -> Hashable | None:
         select.settings(),
         select.substitute(),
         torch.is_grad_enabled(),
-        autocast_dtype(x) if torch._C._is_any_autocast_enabled() else None,
+        autocast_dtype(x),
         fp32_precision(),
         layers[:-2],
         None if call.batch_sizes is None else (call.batch_size, call.batch_sizes.numel()),

@@ -26,6 +26,8 @@ def _has_autocast(device_type: str) -> bool:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast turns x into, None where it is off or leaves x alone (float64, as torch's own RNNs)."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     device_type = x.device.type
     if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return None

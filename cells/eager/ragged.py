@@ -116,7 +116,7 @@ def _runs_as_a_kernel(call: Call) -> bool:
     """Whether torch walks a dense layer in one kernel, cuDNN's or oneDNN's, and not in ops step by step."""
     layers = call.layers
     of_onednn = layers.cell == "lstm" and not layers.proj_size and call.x.dtype in (torch.float32, torch.bfloat16)
-    return call.x.is_cuda or (of_onednn and torch.backends.mkldnn.is_available())
+    return call.x.is_cuda or (of_onednn and torch._C._has_mkldnn)
 
 
 def _random_state(call: Call) -> Tensor | None:
