@@ -247,17 +247,17 @@ def test_inductor_may_write_over_what_it_gave():
         torch.testing.assert_close(p, q)
 
 
-def test_the_graph_lives_as_long_as_a_backward_pass_may_come(monkeypatch):
+@pytest.mark.parametrize(("cell", "kind"), [(holdfast.GRU, eager_op._Graph), (holdfast.LSTM, eager_op.OneDNNLayers)])
+def test_the_graph_lives_as_long_as_a_backward_pass_may_come(monkeypatch, cell, kind):
     alive = weakref.WeakSet()
-    kind = eager_op._Graph
 
     class Seen(kind):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             alive.add(self)
 
-    monkeypatch.setattr(eager_op, "_Graph", Seen)
-    m = holdfast.LSTM(INPUT, H)
+    monkeypatch.setattr(eager_op, kind.__name__, Seen)
+    m = cell(INPUT, H)
     compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
     x = torch.randn(5, 2, INPUT)
     y, final = compiled(x)

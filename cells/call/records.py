@@ -66,12 +66,8 @@ class Layers(NamedTuple):
 
     def zeros(self, x: Tensor, batch_size: int | Tensor) -> tuple[Tensor, ...]:
         """A state of zeros in the dtype and on the device of x."""
-        rows, like = self.num_layers * self.directions, {"dtype": x.dtype, "device": x.device}
-        h = torch.zeros(rows, batch_size, self.proj_size or self.hidden_size, **like)  # type: ignore[call-overload]
-        if len(self.zoneout) == 1:
-            return (h,)
-        others = range(len(self.zoneout) - 1)
-        return h, *[torch.zeros(rows, batch_size, self.hidden_size, **like) for _ in others]  # type: ignore[call-overload]
+        sizes = (self.hidden_size, self.proj_size, self.n_states)
+        return zeros(x, self.num_layers * self.directions, batch_size, *sizes)
 
 
 class Call(NamedTuple):
@@ -190,6 +186,17 @@ class Decision(NamedTuple):
     loop: Loop | None = None
     keep: Keep = "nothing"
     notes: list[Any] | None = None
+
+
+def zeros(
+    x: Tensor, rows: int, batch_size: int | Tensor, hidden_size: int, proj_size: int, n_states: int
+) -> tuple[Tensor, ...]:
+    """h [rows, B, P or H] and the other states [rows, B, H], all zero, in the dtype and on the device of x."""
+    like = {"dtype": x.dtype, "device": x.device}
+    h = torch.zeros(rows, batch_size, proj_size or hidden_size, **like)  # type: ignore[call-overload]
+    if n_states == 1:
+        return (h,)
+    return h, *[torch.zeros(rows, batch_size, hidden_size, **like) for _ in range(n_states - 1)]  # type: ignore[call-overload]
 
 
 def as_tuple(state: State | None) -> tuple[Tensor, ...]:

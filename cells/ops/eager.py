@@ -3,10 +3,10 @@
 Traced, torch's own RNN ops fall apart into every time step. As an op the call stays whole: the graph serves every
 length and batch size, and what runs is what runs in eager mode, to the last bit.
 
-So does its derivative. `eager_forward` runs the call with autograd on tensors of its own and leaves autograd's graph on
-the storage of its last result, the token; `eager_backward` finds it there, and with the token it goes. Where a program
-has copied the token (an offloaded activation, say), or goes backward twice, the call is run once more, from the random
-state in the token.
+So does its derivative. `eager_forward` runs the call with autograd on tensors of its own, or by oneDNN's layers, and
+leaves what goes backward on the storage of its last result, the token; `eager_backward` finds it there, and with the
+token it goes. Where a program has copied the token (an offloaded activation, say), or goes backward twice, the call is
+run once more, from the random state in the token.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..call.records import Call, Decision, Layers, as_hx
-from ..call.surroundings import in_onnx_export, watched
-from ..eager.fused import answer_dtypes
+from ..call.records import Call, Decision, Layers, as_hx, zeros
+from ..call.surroundings import in_onnx_export, only_autograd, watched
+from ..eager.fused import FUSED_OPS, answer_dtypes
+from ..eager.onednn import OneDNNLayers
+from ..eager.onednn import available as onednn_available
 from ..eager.reference import reference_of
 from ..eager.run import run_eager
 from ..gates import detached
@@ -112,11 +114,9 @@ def eager_forward(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list
     """
     told, needs, given = _taken_apart(arguments)
     before = _random_state(x, told)
-    graph = _Graph(x, weights, told, needs, given)
+    results, graph = _run_to_go_back(x, weights, told, needs, given)
     token = torch.zeros(1, dtype=torch.uint8) if before is None else before
     token.untyped_storage().graph = graph  # type: ignore[attr-defined]
-    # Copies: a compiler may write over a result that nothing reads any more.
-    results = [t.detach().clone(memory_format=torch.contiguous_format) for t in graph.results]
     return [*results, token]
 
 
@@ -133,8 +133,21 @@ def eager_backward(
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             if _draws(told):
                 _set_random_state(x, token)
-            graph = _Graph(x, weights, told, needs, given)
-    return [g.contiguous() for g in graph.gradients(grads)]
+            _, graph = _run_to_go_back(x, weights, told, needs, given)
+    found = graph.gradients(grads, x, weights, given.hx)
+    return [g.contiguous() for g, need in zip(found, needs, strict=True) if need]
+
+
+def _run_to_go_back(
+    x: Tensor, weights: Sequence[Tensor], told: Told, needs: Sequence[bool], given: Given
+) -> tuple[list[Tensor], _Graph | OneDNNLayers]:
+    """The results, which nobody else has, and what has the gradients."""
+    if _is_onednn(x, weights, told, given):
+        layers = OneDNNLayers(told.hidden_size, told.num_layers, told.directions, told.bias)
+        return layers.forward(x, weights, given.hx), layers
+    graph = _Graph(x, weights, told, needs, given)
+    # Copies: a compiler may write over a result that nothing reads any more.
+    return [t.detach().clone(memory_format=torch.contiguous_format) for t in graph.results], graph
 
 
 class _Graph:
@@ -146,18 +159,16 @@ class _Graph:
 
     def __init__(self, x: Tensor, weights: Sequence[Tensor], told: Told, needs: Sequence[bool], given: Given) -> None:
         n, hx, reset_hx = 1 + len(weights), given.hx or (), given.reset_hx or ()
-        tensors = (x, *weights, *hx, *reset_hx)
         with _autograd_on():
-            own = [
-                (t.detach() if t.requires_grad and t.is_leaf else t.detach().clone()).requires_grad_(need)
-                for t, need in zip(tensors, needs, strict=True)
+            self.own = own = [
+                Tensor._make_subclass(Tensor, t if t.requires_grad and t.is_leaf else t.clone(), need)
+                for t, need in zip((x, *weights, *hx, *reset_hx), needs, strict=True)
             ]
             own_hx, own_reset = own[n : n + len(hx)], own[n + len(hx) :]
             cuts = (None if t is None else t.clone() for t in given[2:])
             self.results = _run(own[0], own[1:n], told, Given(own_hx or None, own_reset or None, *cuts), trains=True)
-        self.wanted = [t for t, need in zip(own, needs, strict=True) if need]
 
-    def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
+    def gradients(self, grads: Sequence[Tensor | None], *_given_again: Any) -> list[Tensor | None]:
         """Once. By backward, as the tensors are nobody else's: autograd.grad first looks which of the nodes lead to
         its inputs, and a GRU has ten for each step (16 of 119 ms at T=1024)."""
         used = [(t, g) for t, g in zip(self.results, grads, strict=False) if g is not None and t.requires_grad]
@@ -165,7 +176,7 @@ class _Graph:
             results, of_results = zip(*used, strict=True)
             with _autograd_on():
                 torch.autograd.backward(results, of_results)
-        return [torch.zeros_like(t) if t.grad is None else t.grad for t in self.wanted]
+        return [t.grad if t.grad is not None or not t.requires_grad else torch.zeros_like(t) for t in self.own]
 
 
 def fake_eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
@@ -314,7 +325,36 @@ def _call(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given) -> Cal
     )
 
 
-def _run(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given, *, trains: bool) -> list[Tensor]:
+def _is_dense(x: Tensor, told: Told, given: Given) -> bool:
+    """Whether a call is torch's op as it stands. `run_eager` would find that out too, but 20 us later where its code
+    has left the caches, as it has between compiled functions: 16 steps of an LSTM take 350."""
+    if given[1:] != _NO_CUTS or told.cell not in FUSED_OPS or told.return_gates or told.autocast or x.is_cuda:
+        return False
+    noisy = (told.training and told.recurrent_dropout > 0) or any(told.zoneout)
+    return not noisy and not torch.is_autocast_enabled(x.device.type) and only_autograd()
+
+
+def _is_onednn(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given) -> bool:
+    """Whether a call is `OneDNNLayers`: torch.lstm would do the same."""
+    if told.cell != "lstm" or told.proj_size or x.device.type != "cpu" or _draws(told) or not _is_dense(x, told, given):
+        return False
+    hx = given.hx or ()
+    if not x.numel() or any(t.dtype != torch.float32 for t in (x, *weights, *hx)):
+        return False
+    return onednn_available() and all(state.shape[1] == x.shape[1] for state in hx)
+
+
+def _zeros(x: Tensor, told: Told) -> tuple[Tensor, ...]:
+    """The initial states of a dense call."""
+    sizes = (told.hidden_size, told.proj_size, len(told.zoneout))
+    return zeros(x, told.num_layers * told.directions, x.shape[1], *sizes)
+
+
+def _run(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given, *, trains: bool) -> Sequence[Tensor]:
+    if _is_dense(x, told, given):
+        hx = as_hx(tuple(given.hx or _zeros(x, told)))
+        sizes = (told.bias, told.num_layers, told.dropout, told.training, told.directions == 2)
+        return FUSED_OPS[told.cell](x, hx, weights, *sizes, False)
     call, autocast = _call(x, weights, told, given), _autocast(told)
     if call.batch_sizes is not None and call.hx is not None and told.cell != "lstm":  # torch.nn's LSTM broadcasts it
         _check_packed_hx(call)
@@ -366,19 +406,21 @@ def _set_random_state(x: Tensor, state: Tensor) -> None:
         torch.set_rng_state(state)
 
 
-class _autograd_on(torch.enable_grad):  # noqa: N801  a context like torch's own
+class _autograd_on:  # noqa: N801  a context like torch's own
     """Record a graph inside of an op, which compiled code calls below autograd."""
 
     def __enter__(self) -> None:
         self.guard = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
         self.guard.__enter__()
-        super().__enter__()
+        self.before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        torch._C._set_grad_enabled(self.before)
         self.guard.__exit__(*exception)
 
 
+_NO_CUTS = (None,) * (len(Given._fields) - 1)
 _TENSORS = "Tensor x, Tensor[] weights"
 SCHEMAS = {
     "eager": f"({_TENSORS}, {declared(Told)}, {declared(Given)}) -> Tensor[]",
