@@ -17,9 +17,9 @@ infinity), a step that should have left zero did not: that is looked at, and seg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -203,38 +203,54 @@ def _with_columns(layers: Layers, weights: Sequence[Tensor], dtype: torch.dtype)
     return [torch.cat((w_ih, *columns), 1), w_hh, *others], layers.bias and layers.cell == "gru"
 
 
-@lru_cache(maxsize=64)
+def _made_once(most: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Keep up to `most` of the tensors that a function makes, which nobody writes to: after a dense call has emptied a
+    CPU's caches, arange takes 14 us and finding its result 1. Any call may read them, whatever mode or CUDA stream the
+    first was in."""
+
+    def keep(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @lru_cache(maxsize=most)
+        @wraps(make)
+        def made(*arguments: Any) -> Tensor:
+            with torch.inference_mode(False), torch.no_grad():
+                found = make(*arguments)
+            if found.is_cuda:
+                torch.cuda.current_stream(found.device).synchronize()
+            return found
+
+        return made
+
+    return keep
+
+
+@_made_once(64)
 def _closing_columns(
     cell: str, hidden_size: int, computed: torch.dtype, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """[G*H, flags], the same for every call. computed: the dtype of the gates, whose largest number closes them."""
-    with torch.inference_mode(False), torch.no_grad():
-        drives = torch.tensor(DRIVES[cell], dtype=dtype, device=device).mul_(torch.finfo(computed).max / 4)
-        return drives.repeat_interleave(hidden_size, 0)
+    drives = torch.tensor(DRIVES[cell], dtype=dtype, device=device).mul_(torch.finfo(computed).max / 4)
+    return drives.repeat_interleave(hidden_size, 0)
 
 
-@lru_cache(maxsize=8)
+@_made_once(4)
 def _numbers(count: int, device: torch.device) -> Tensor:
-    """0, 1, ... [count], not to be written to. To make them takes 14 us in place of 1 where caches are cold."""
-    with torch.inference_mode(False):
-        return torch.arange(count, device=device)
+    """0, 1, ... [count]."""
+    return torch.arange(count, device=device)
 
 
-@lru_cache(maxsize=8)
+@_made_once(8)
 def _zeros(columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[2, columns], what a null and a hold step read in place of x."""
-    with torch.inference_mode(False):
-        return torch.zeros(2, columns, dtype=dtype, device=device)
+    return torch.zeros(2, columns, dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=4)
+@_made_once(4)
 def _flags(rows: int, flags: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[rows + 2, columns]: the further columns of every step, of a null and of a hold step, the same for one flag."""
-    with torch.inference_mode(False), torch.no_grad():
-        found = torch.zeros(rows + 2, columns, dtype=dtype, device=device)
-        found[:rows, flags:] = 1
-        found[rows:, :flags] = torch.eye(2, dtype=dtype, device=device) if flags == 2 else 1
-        return found
+    found = torch.zeros(rows + 2, columns, dtype=dtype, device=device)
+    found[:rows, flags:] = 1
+    found[rows:, :flags] = torch.eye(2, dtype=dtype, device=device) if flags == 2 else 1
+    return found
 
 
 def _parts(t: Tensor) -> list[Tensor]:
