@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 import holdfast
 from holdfast.cells.call.records import Call, as_hx
@@ -18,9 +19,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN"),  # of torch.backends.mkldnn.flags
 ]
 
+USED = [("y",), ("h",), ("c",), ("y", "c"), ("y", "h", "c")]
+
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
 
-USED = [("y",), ("h",), ("c",), ("y", "c"), ("y", "h", "c")]
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """What other tests compiled would make this graph a dynamic one."""
+    torch._dynamo.reset()
 
 
 def an_hx(rows, B, H, form):
@@ -146,13 +153,15 @@ def test_a_weight_that_changes_before_the_way_back(backend):
 
 
 @needs_onednn
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("given", [False, True])
-def test_two_ways_back_through_one_compiled_call(given):
+@functorch_config.patch(donated_buffer=False)  # with it torch refuses the second way back of a dynamic graph
+def test_two_ways_back_through_one_compiled_call(given, dynamic):
     m = holdfast.LSTM(3, 4, 2, bidirectional=True)
     hx = tuple(torch.randn(4, 2, 4, requires_grad=True) for _ in range(2)) if given else None
     x = torch.randn(5, 2, 3, requires_grad=True)
     wanted = [x, *m.parameters(), *(hx or ())]
-    y, _ = torch.compile(m, fullgraph=True, backend="aot_eager")(x, hx)
+    y, _ = torch.compile(m, fullgraph=True, backend="aot_eager", dynamic=dynamic)(x, hx)
     first = torch.autograd.grad(y.sin().sum(), wanted, retain_graph=True)
     again = torch.autograd.grad(y.sin().sum(), wanted)
     expected = torch.autograd.grad(m(x, hx)[0].sin().sum(), wanted)
