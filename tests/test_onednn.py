@@ -95,20 +95,11 @@ def told_and_given(rng):
     )
 
 
-def as_the_op_is_told(call):
-    layers = call.layers
-    sizes = (layers.hidden_size, layers.proj_size, layers.num_layers, layers.directions)
-    noise = (layers.recurrent_dropout, list(layers.zoneout))
-    told = (layers.cell, *sizes, layers.bias, layers.dropout, layers.training, *noise, "", bool(call.return_gates))
-    given = (list(call.states) or None, None, call.lengths, call.resets)
-    return eager_op.Told(*told), eager_op.Given(*given)
-
-
 def test_the_op_finds_torchs_op_where_the_eager_path_does():
     rng, seen = random.Random(0), set()
     for _ in range(600):
         call = told_and_given(rng)
-        told, given = as_the_op_is_told(call)
+        told, given = eager_op.arguments_of(call, None)
         dense = eager_op._is_dense(call.x, told, given)
         assert dense == (eager_path(call) == "fused"), call
         direct = eager_op._is_onednn(call.x, call.layers.weights, told, given)
@@ -122,7 +113,7 @@ def test_not_by_onednn():
     """Where torch.lstm would do something else, or refuse: then the op asks torch.lstm."""
 
     def direct(m, x, hx=None):
-        told, given = as_the_op_is_told(Call(m._describe(), x, hx))
+        told, given = eager_op.arguments_of(Call(m._describe(), x, hx), None)
         return eager_op._is_onednn(x, m._describe().weights, told, given)
 
     m, x = holdfast.LSTM(3, 4), torch.randn(5, 2, 3)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call.records import zeros
+
 LSTM = 2
 """oneDNN's number of the cell."""
 
@@ -34,7 +36,7 @@ class OneDNNLayers:
     def __init__(self, hidden_size: int, num_layers: int, directions: int, bias: bool) -> None:
         self.hidden_size, self.num_layers, self.directions = hidden_size, num_layers, directions
         self.bias, self.each = bias, 4 if bias else 2
-        self.zeros: list[Tensor] = []
+        self.zeros: Sequence[Tensor] = ()
         self.inputs: list[Tensor] = []  # of every layer but the first
         self.rows: list[Sequence[Tensor]] = []  # of each layer and direction y, h, c and oneDNN's workspace
 
@@ -44,8 +46,7 @@ class OneDNNLayers:
         x [T, B, I], not empty; weights in torch's order; hx h and c, each [layers*D, B, H], or None for zeros.
         """
         if hx is None:
-            rows = self.num_layers * self.directions
-            hx = self.zeros = [x.new_zeros(rows, x.shape[1], self.hidden_size) for _ in range(2)]
+            hx = self.zeros = zeros(x, self.num_layers * self.directions, x.shape[1], self.hidden_size, 0, 2)
         with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():  # a workspace is for those who may go back
             for layer in range(self.num_layers):
                 if layer > 0:

@@ -50,6 +50,11 @@ class Told(NamedTuple):
     autocast: str
     return_gates: bool
 
+    @property
+    def noisy(self) -> bool:
+        """As `Layers.noisy`."""
+        return any(self.zoneout) or (self.training and self.recurrent_dropout > 0)
+
 
 class Given(NamedTuple):
     """The tensors of a `Call` besides x and the weights."""
@@ -67,6 +72,19 @@ def run_as_op(
     """Run a checked call as one op: (output, final states), and into `traces` what `return_gates` asks for."""
     layers = call.layers
     batch_first = layers.batch_first and call.batch_sizes is None
+    told, given = arguments_of(call, decision.autocast)
+    x = call.x.transpose(0, 1) if batch_first else call.x
+    y, *rest = torch.ops.holdfast.eager.default(x, layers.weights, *told, *given)
+    if traces is not None:
+        names, values = _trace_names(layers.cell), iter(rest[layers.n_states :])
+        of_layers = [dict(zip(names, values, strict=False)) for _ in range(layers.num_layers)]
+        traces.extend(of_layers if call.return_gates == "differentiable" else map(detached, of_layers))
+    return y.transpose(0, 1) if batch_first else y, tuple(rest[: layers.n_states])
+
+
+def arguments_of(call: Call, autocast: torch.dtype | None) -> tuple[Told, Given]:
+    """A call in the words of the ops, but for x and the weights."""
+    layers = call.layers
     told = Told(
         layers.cell,
         layers.hidden_size,
@@ -78,19 +96,11 @@ def run_as_op(
         layers.training,
         float(layers.recurrent_dropout),
         [float(rate) for rate in layers.zoneout],
-        "" if decision.autocast is None else str(decision.autocast).removeprefix("torch."),
-        traces is not None,
+        "" if autocast is None else str(autocast).removeprefix("torch."),
+        bool(call.return_gates),
     )
-    given = Given(
-        list(call.states) or None, list(call.reset_states) or None, call.lengths, call.resets, call.batch_sizes
-    )
-    x = call.x.transpose(0, 1) if batch_first else call.x
-    y, *rest = torch.ops.holdfast.eager.default(x, layers.weights, *told, *given)
-    if traces is not None:
-        names, values = _trace_names(layers.cell), iter(rest[layers.n_states :])
-        of_layers = [dict(zip(names, values, strict=False)) for _ in range(layers.num_layers)]
-        traces.extend(of_layers if call.return_gates == "differentiable" else map(detached, of_layers))
-    return y.transpose(0, 1) if batch_first else y, tuple(rest[: layers.n_states])
+    hx, reset_hx = list(call.states) or None, list(call.reset_states) or None
+    return told, Given(hx, reset_hx, call.lengths, call.resets, call.batch_sizes)
 
 
 def eager(x: Tensor, weights: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
@@ -330,8 +340,7 @@ def _is_dense(x: Tensor, told: Told, given: Given) -> bool:
     has left the caches, as it has between compiled functions: 16 steps of an LSTM take 350."""
     if given[1:] != _NO_CUTS or told.cell not in FUSED_OPS or told.return_gates or told.autocast or x.is_cuda:
         return False
-    noisy = (told.training and told.recurrent_dropout > 0) or any(told.zoneout)
-    return not noisy and not torch.is_autocast_enabled(x.device.type) and only_autograd()
+    return not told.noisy and not torch.is_autocast_enabled(x.device.type) and only_autograd()
 
 
 def _is_onednn(x: Tensor, weights: Sequence[Tensor], told: Told, given: Given) -> bool:
@@ -389,7 +398,7 @@ def _trace_names(cell: str) -> tuple[str, ...]:
 
 def _draws(told: Told) -> bool:
     between_layers = told.dropout > 0 and told.num_layers > 1
-    return told.training and (between_layers or told.recurrent_dropout > 0 or any(told.zoneout))
+    return told.training and (between_layers or told.noisy)
 
 
 def _random_state(x: Tensor, told: Told) -> Tensor | None:
